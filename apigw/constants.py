@@ -1,0 +1,23 @@
+"""Every number of the house that is not configuration, with its unit and its reason."""
+
+from typing import Final
+
+MAX_HEADERS: Final = 100  # header lines of one request; Apache's and nginx's order of magnitude (http1 corpus: 100)
+MAX_TARGET_BYTES: Final = 8192  # a target can never exceed the header limit's default (design part 13, "8 KB")
+MAX_TOKEN_BYTES: Final = 8192  # a JWT longer than the header limit cannot arrive; checked before any decoding
+MAX_CHUNK_EXTENSION_BYTES: Final = 256  # one chunk's extensions; nobody uses them, attackers do
+MAX_BODY_OVERHEAD_RATIO: Final = 16  # chunk framing bytes allowed per body byte, beyond a free allowance
+MAX_CHUNK_OVERHEAD_BYTES: Final = 16_384  # the free allowance of chunk framing in one body
+MAX_TRAILER_BYTES: Final = 8192  # a trailer section, dropped after it was checked
+READ_BYTES: Final = 65_536  # one recv; also the design's streaming buffer (part 11)
+WRITE_HIGH_WATER_BYTES: Final = 65_536  # above it the producer is paused (part 11: "a small buffer (64 KB)")
+WRITE_LOW_WATER_BYTES: Final = 16_384  # below it the producer goes on
+MAX_PIPELINED_BYTES: Final = 65_536  # bytes kept of requests that follow the one in work; then reading pauses
+MAX_RESPONSE_HEADER_BYTES: Final = 65_536  # a backend's head above it is garbage: 502
+LINGER_S: Final = 1.0  # after a refusal the peer may still send; RST at once could destroy the answer (RFC 9112 9.6)
+TLS_HANDSHAKE_TIMEOUT_S: Final = 10.0  # as the header timeout: a handshake is part of a request's headers
+CLOCK_SKEW_S: Final = 30.0  # distributed clocks differ (design part 7)
+TICK_S: Final = 0.005  # granularity of deadlines: a 50 ms timeout is kept within 10%
+MAX_LOG_FIELD_CHARS: Final = 1024  # path, user agent, query: an entry stays below 8 KiB (contract 13.12)
+RETRY_AFTER_OVERLOADED_S: Final = 1  # in-flight ceiling: the next second may be fine
+RETRY_AFTER_DEPENDENCY_S: Final = 5  # keys or limiter unavailable: pollers try again in seconds

@@ -1,0 +1,72 @@
+"""What can stop a request, and nothing else.
+
+`message` goes to the client and must hold no host name, no trace and no reason that helps an attacker;
+`detail` goes to the log only; `reason` is the short machine word of the log's error_type and of metrics.
+"""
+
+from typing import Mapping
+
+
+class GatewayError(Exception):
+    """A request ends here with `status` and `code` (contract section 4). The edge alone turns it into bytes."""
+
+    status: int = 500
+    code: str = "internal_error"
+    message: str = "The gateway failed to handle this request."
+
+    def __init__(
+        self,
+        message: str | None = None,
+        *,
+        status: int | None = None,
+        code: str | None = None,
+        retry_after_s: int | None = None,
+        detail: str | None = None,
+        reason: str | None = None,
+        headers: tuple[tuple[bytes, bytes], ...] = (),
+        extra: Mapping[str, object] | None = None,
+    ) -> None:
+        if message is not None:
+            self.message = message
+        if status is not None:
+            self.status = status
+        if code is not None:
+            self.code = code
+        self.retry_after_s = retry_after_s
+        self.detail = detail
+        self.reason = reason or self.code
+        self.headers = headers  # additional answer headers: Allow, WWW-Authenticate
+        self.extra = extra or {}  # additional members of the JSON body: backend, retry_after
+        super().__init__(self.code, detail or self.message)
+
+
+class BadRequest(GatewayError):
+    """400: the request's bytes or its target are not what HTTP allows."""
+
+    status, code, message = 400, "bad_request", "The request is malformed."
+
+
+class Unauthorized(GatewayError):
+    """401: `code` is missing_credentials, invalid_token or invalid_api_key; `reason` is for log and metric only."""
+
+    status, code, message = 401, "invalid_token", "The access token is not valid."
+
+
+class CounterStoreDown(Exception):
+    """The store of rate counters cannot answer in time. Not a GatewayError: the route's fail mode decides."""
+
+
+class ConfigurationError(Exception):
+    """A configuration is refused. `problems` has every defect found, in file order."""
+
+    def __init__(self, problems: "tuple[object, ...]") -> None:
+        self.problems = problems
+        super().__init__("\n".join(str(problem) for problem in problems))
+
+
+class Answered(Exception):
+    """Not a failure: a stage gives the whole answer itself (a CORS preflight, `backend_service: self`)."""
+
+    def __init__(self, status: int, headers: tuple[tuple[bytes, bytes], ...] = (), body: bytes = b"") -> None:
+        self.status, self.headers, self.body = status, headers, body
+        super().__init__(status)

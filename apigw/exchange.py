@@ -1,0 +1,197 @@
+"""The values of one request: frozen parts, each made by one stage and set once by the runner (pipeline.py).
+
+An `Exchange` has slots, not attrs: evolving a frozen record costs 2.9 us a step, a slot 0.07 (measured).
+Bytes are as on the wire, str are decoded and checked.
+"""
+
+from typing import TYPE_CHECKING
+
+from attrs import frozen
+
+if TYPE_CHECKING:
+    from apigw.config.snapshot import CompiledRoute, Snapshot
+
+Header = tuple[bytes, bytes, bytes]  # (name as sent, name in lower case, value without surrounding blanks)
+
+
+class ClientRequest:
+    """A parsed request head. Made by edge/channel.py; already valid HTTP/1.1 by RFC 9112.
+
+    fields: lower-case name -> value, several lines joined by ", "; a name that may stand once only does.
+    content_length: None when absent; chunked: True when Transfer-Encoding is exactly "chunked".
+    authority: the Host (or absolute-form's) host[:port]; peer_ip: the TCP peer's address.
+    """
+
+    __slots__ = (
+        "method",
+        "target",
+        "headers",
+        "fields",
+        "content_length",
+        "chunked",
+        "http10",
+        "authority",
+        "peer_ip",
+        "secure",
+        "head_bytes",
+    )
+
+    def __init__(
+        self,
+        method: str,
+        target: bytes,
+        headers: list[Header],
+        fields: dict[bytes, bytes],
+        *,
+        content_length: int | None = None,
+        chunked: bool = False,
+        http10: bool = False,
+        authority: bytes = b"",
+        peer_ip: str = "",
+        secure: bool = False,
+        head_bytes: int = 0,
+    ) -> None:
+        self.method = method
+        self.target = target
+        self.headers = headers
+        self.fields = fields
+        self.content_length = content_length
+        self.chunked = chunked
+        self.http10 = http10
+        self.authority = authority
+        self.peer_ip = peer_ip
+        self.secure = secure
+        self.head_bytes = head_bytes
+
+
+class Identity:
+    """Who this request is in logs and traces. `trace_headers` go to the backend as they stand."""
+
+    __slots__ = ("request_id", "trace_id", "span_id", "parent_span_id", "sampled", "trace_headers")
+
+    def __init__(
+        self,
+        request_id: str,
+        trace_id: str,
+        span_id: str,
+        parent_span_id: str | None,
+        sampled: bool,
+        trace_headers: bytes,
+    ) -> None:
+        self.request_id = request_id
+        self.trace_id = trace_id
+        self.span_id = span_id
+        self.parent_span_id = parent_span_id
+        self.sampled = sampled
+        self.trace_headers = trace_headers  # b"traceparent: ...\r\ntracestate: ...\r\n"
+
+
+@frozen
+class Target:
+    """The canonical path (one spelling, see core/paths.py) and the query string as it came, without "?"."""
+
+    path: str
+    query: str
+
+
+class Principal:
+    """A verified caller. Exactly one of user_id, partner_id is set, or none in a grace period.
+
+    headers: the identity header lines for the backend, b"X-User-ID: ...\r\n...", values already checked.
+    tier: an API key's own tier, which overrides the route's.
+    """
+
+    __slots__ = ("user_id", "partner_id", "scopes", "tier", "headers", "key_hash")
+
+    def __init__(
+        self,
+        *,
+        user_id: str | None = None,
+        partner_id: str | None = None,
+        scopes: frozenset[str] = frozenset(),
+        tier: str | None = None,
+        headers: bytes = b"",
+        key_hash: str | None = None,
+    ) -> None:
+        self.user_id = user_id
+        self.partner_id = partner_id
+        self.scopes = scopes
+        self.tier = tier
+        self.headers = headers
+        self.key_hash = key_hash
+
+
+ANONYMOUS = Principal()
+
+
+class RateVerdict:
+    """What the limiter said, for headers and log: the tier nearest to refusing. remaining is never negative."""
+
+    __slots__ = ("limit", "remaining", "reset_epoch_s", "header_lines")
+
+    def __init__(self, limit: int, remaining: int, reset_epoch_s: int) -> None:
+        self.limit = limit
+        self.remaining = remaining
+        self.reset_epoch_s = reset_epoch_s
+        self.header_lines = b"X-RateLimit-Limit: %d\r\nX-RateLimit-Remaining: %d\r\nX-RateLimit-Reset: %d\r\n" % (
+            limit,
+            remaining,
+            reset_epoch_s,
+        )
+
+
+class Exchange:
+    """One request on its way down and its reply on the way up.
+
+    Parts (set once by the runner, None until then): identity, client_ip, target, route, principal, verdict.
+    The rest is the ledger's: times are the reactor's clock in seconds, `wall_s` the epoch second of arrival.
+    """
+
+    __slots__ = (
+        "snapshot",
+        "request",
+        "started_s",
+        "wall_s",
+        # parts
+        "identity",
+        "client_ip",
+        "target",
+        "route",
+        "principal",
+        "verdict",
+        # facts for the ledger
+        "status",
+        "rate_limited",
+        "auth_failure",
+        "upstream_started_s",
+        "upstream_ended_s",
+        "instance",
+        "request_bytes",
+        "response_bytes",
+        "error_type",
+        "error_message",
+        "ended_s",
+    )
+
+    def __init__(self, snapshot: "Snapshot", request: ClientRequest, started_s: float, wall_s: float) -> None:
+        self.snapshot = snapshot
+        self.request = request
+        self.started_s = started_s
+        self.wall_s = wall_s
+        self.identity: Identity | None = None
+        self.client_ip: str = request.peer_ip
+        self.target: Target | None = None
+        self.route: "CompiledRoute | None" = None
+        self.principal: Principal | None = None
+        self.verdict: RateVerdict | None = None
+        self.status = 0
+        self.rate_limited = False
+        self.auth_failure: str | None = None  # machine word, a fixed set: counts auth_failures_total{reason}
+        self.upstream_started_s: float | None = None
+        self.upstream_ended_s: float | None = None
+        self.instance: str | None = None
+        self.request_bytes = 0  # body bytes from the client
+        self.response_bytes = 0  # body bytes to the client
+        self.error_type: str | None = None  # machine word: an error code or one of names.UPSTREAM_REASONS
+        self.error_message: str | None = None
+        self.ended_s = 0.0

@@ -1,0 +1,89 @@
+"""The stages of a request, composed as Twisted Resources.
+
+`StageResource(stage, next)` runs its stage and then renders its next; the leaf proxies. A stage that can
+answer at once costs no Deferred. Whatever a stage raises travels up to the one error edge (edge/request.py).
+"""
+
+from typing import Any, Protocol, Sequence
+
+from twisted.internet.defer import Deferred
+from twisted.web.resource import IResource
+from twisted.web.server import NOT_DONE_YET
+from zope.interface import implementer
+
+from apigw.exchange import Exchange
+
+
+class Stage(Protocol):
+    """One step of the pipeline. A request goes down through enter(), its reply comes up through leave()."""
+
+    name: str  # label in docs, logs and build errors
+    needs: frozenset[str]  # Exchange parts that must exist before it
+    gives: str | None  # the one Exchange part it makes
+
+    def enter(self, ex: Exchange) -> "Any | Deferred[Any]":
+        """Its part, or a Deferred of it. Raises GatewayError to refuse the request, Answered to answer it."""
+        ...
+
+
+class Leaving(Protocol):
+    """A stage that adds header lines to every reply of a request that it has seen or stopped."""
+
+    def leave(self, ex: Exchange) -> bytes:
+        """Complete header lines, each ended by CRLF, or b"". Never raises, never waits."""
+        ...
+
+
+class PipelineError(Exception):
+    """The stages do not fit together; the gateway refuses to start."""
+
+
+@implementer(IResource)
+class StageResource:
+    """One stage as an IResource; `request` is edge/request.py's and carries its Exchange."""
+
+    isLeaf = True
+
+    def __init__(self, stage: Stage, following: Any) -> None:
+        self._enter = stage.enter
+        self._gives = stage.gives
+        self._render = following.render
+        self.stage = stage
+
+    def render(self, request: Any) -> int:
+        ex = request.exchange
+        part = self._enter(ex)
+        if part.__class__ is Deferred:
+            request.wait(part, self._go_on)
+            return NOT_DONE_YET
+        if self._gives is not None:
+            setattr(ex, self._gives, part)
+        return self._render(request)  # type: ignore[no-any-return]
+
+    def _go_on(self, part: Any, request: Any) -> None:
+        if self._gives is not None:
+            setattr(request.exchange, self._gives, part)
+        self._render(request)
+
+    def getChildWithDefault(self, name: bytes, request: Any) -> "StageResource":
+        return self
+
+    def putChild(self, path: bytes, child: Any) -> None:
+        raise PipelineError("a stage has no children: a route is a row of the route table")
+
+
+def compose(stages: Sequence[Stage], leaf: Any) -> Any:
+    """The first stage's Resource. Raises PipelineError when a stage stands before what it needs."""
+    have = {"request"}
+    for stage in stages:
+        missing = sorted(stage.needs - have)
+        if missing:
+            raise PipelineError(f"{stage.name} needs {missing} before it")
+        if stage.gives is not None:
+            if stage.gives in have:
+                raise PipelineError(f"{stage.name} makes {stage.gives!r}, which stands already")
+            have.add(stage.gives)
+    resource = leaf
+    for stage in reversed(stages):
+        resource = StageResource(stage, resource)
+    return resource
