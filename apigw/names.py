@@ -1,0 +1,136 @@
+"""Every name that an operator, a client or a backend sees: headers, log fields, metrics, reasons.
+
+A name is spelled here once. What each log field and metric means at 2 AM is in docs/observability.rst,
+which a test holds to these tables.
+"""
+
+from typing import Final, NamedTuple
+
+# --- Headers, as sent; compare in lower case.
+
+X_REQUEST_ID: Final = b"X-Request-ID"
+X_RESPONSE_TIME_MS: Final = b"X-Response-Time-Ms"
+X_USER_ID: Final = b"X-User-ID"
+X_USER_SCOPES: Final = b"X-User-Scopes"
+X_PARTNER_ID: Final = b"X-Partner-ID"
+X_API_KEY: Final = b"X-API-Key"
+X_FORWARDED_FOR: Final = b"X-Forwarded-For"
+X_FORWARDED_PROTO: Final = b"X-Forwarded-Proto"
+X_FORWARDED_HOST: Final = b"X-Forwarded-Host"
+TRACEPARENT: Final = b"traceparent"
+TRACESTATE: Final = b"tracestate"
+
+# --- The access log: exactly these keys, in this order (contract section 11).
+
+LOG_FIELDS: Final = (
+    "timestamp",
+    "request_id",
+    "method",
+    "path",
+    "query_string",
+    "status",
+    "client_ip",
+    "user_agent",
+    "user_id",
+    "partner_id",
+    "backend_service",
+    "backend_instance",
+    "route_id",
+    "total_latency_ms",
+    "gateway_overhead_ms",
+    "upstream_latency_ms",
+    "rate_limit_remaining",
+    "rate_limited",
+    "request_bytes",
+    "response_bytes",
+    "error_type",
+    "error_message",
+    "gateway_instance",
+    "gateway_version",
+    "trace_id",
+    "config_version",
+)
+
+# --- Reasons: what went wrong between the gateway and a backend; error_type of the log, `reason` of
+# upstream_failures_total. A 5xx that the backend itself answered is data, not one of these.
+
+REFUSED: Final = "refused"
+CONNECT_TIMEOUT: Final = "connect_timeout"
+CONNECT_FAILED: Final = "connect_failed"
+TIMEOUT: Final = "timeout"
+RESET: Final = "reset"
+CLOSED: Final = "closed"
+INVALID_RESPONSE: Final = "invalid_response"
+TRUNCATED: Final = "truncated"
+POOL_TIMEOUT: Final = "pool_timeout"
+NO_INSTANCE: Final = "no_instance"
+
+UPSTREAM_REASONS: Final = {
+    REFUSED: "the instance refused the connection: nothing listens there",
+    CONNECT_TIMEOUT: "the connection was not made in time: host down or packets dropped",
+    CONNECT_FAILED: "the connection failed otherwise: no route, name not found, TLS",
+    TIMEOUT: "connected, but no complete answer within the route's timeout",
+    RESET: "the instance reset the connection before its answer was complete",
+    CLOSED: "the instance closed the connection before its answer began",
+    INVALID_RESPONSE: "the answer is not valid HTTP/1.1, or its head is too large",
+    TRUNCATED: "the answer's body ended before its length or its last chunk",
+    POOL_TIMEOUT: "all connections to the backend stayed busy until the route's timeout",
+    NO_INSTANCE: "no healthy instance of the backend",
+}
+
+# --- Labels with a fixed set of values.
+
+METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"})
+OTHER_METHOD: Final = "OTHER"  # label of every method that is not in METHODS
+UNMATCHED: Final = "unmatched"  # route label of requests that match no route
+PARSER: Final = "parser"  # route label of requests that the parser refused
+NO_STATUS: Final = "none"  # status label of a request whose connection ended without an answer
+
+
+class Metric(NamedTuple):
+    """One family: its Prometheus type, its labels, and its help text with the unit."""
+
+    kind: str  # counter | gauge | histogram
+    labels: tuple[str, ...]
+    help: str
+
+
+METRIC_PREFIX: Final = "apigw_"
+
+METRICS: Final[dict[str, Metric]] = {
+    "requests_total": Metric("counter", ("route", "method", "status"), "Requests that ended, refused ones too."),
+    "request_duration_seconds": Metric("histogram", ("route",), "From a request's first byte to its answer's last."),
+    "gateway_overhead_seconds": Metric("histogram", ("route",), "Request duration without the time upstream."),
+    "upstream_duration_seconds": Metric("histogram", ("backend",), "From a request given to a backend to its end."),
+    "upstream_failures_total": Metric("counter", ("backend", "reason"), "Exchanges that failed behind the gateway."),
+    "rate_limit_decisions_total": Metric("counter", ("tier", "decision"), "What the rate limits said, fail modes too."),
+    "auth_failures_total": Metric("counter", ("reason",), "Credentials refused, or missing in a grace period."),
+    "backend_instance_up": Metric("gauge", ("backend", "instance"), "1 when the instance is in rotation, else 0."),
+    "in_flight_requests": Metric("gauge", (), "Requests begun and not ended."),
+    "connections": Metric("gauge", (), "Open client connections."),
+    "shed_total": Metric("counter", ("priority",), "Requests refused because of overload, by the route's priority."),
+    "redis_up": Metric("gauge", (), "1 when Redis answers rate limit checks in time, else 0."),
+    "redis_duration_seconds": Metric("histogram", (), "Round trip of one batch of rate limit checks."),
+    "config_info": Metric("gauge", ("version",), "1 for the configuration version that serves."),
+    "config_last_reload_successful": Metric("gauge", (), "1 when the last reload was applied, 0 when it was refused."),
+    "tls_certificate_expiry_timestamp_seconds": Metric("gauge", ("host",), "Epoch second at which it expires."),
+    "jwks_last_success_timestamp_seconds": Metric("gauge", (), "Epoch second of the last good key refresh."),
+    "jwks_refresh_failures_total": Metric("counter", (), "Key refreshes that failed."),
+    "access_log_written_total": Metric("counter", ("sink",), "Access log entries handed to the sink's destination."),
+    "access_log_dropped_total": Metric("counter", ("sink",), "Access log entries lost: buffer full, or unwritten."),
+    "access_log_sampled_out_total": Metric("counter", (), "Successes not logged because of sampling at high rates."),
+    "access_log_errors_total": Metric("counter", ("sink",), "Failed attempts to open or write the sink."),
+    "observer_failures_total": Metric("counter", ("observer",), "Exceptions of access log or metrics; requests go on."),
+    "upstream_connections": Metric("gauge", ("backend", "state"), "Pooled connections; state is idle or busy."),
+    "event_loop_lag_seconds": Metric("gauge", (), "How late the event loop ran its last timer."),
+    "build_info": Metric("gauge", ("version",), "1 for the running version of the gateway."),
+}
+
+# Upper bounds in seconds. A request lasts 0.5 ms (answered here) to 30 s (the longest sane route timeout).
+DURATION_BUCKETS_S: Final = (
+    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
+)  # fmt: skip
+# The gateway's own share and a Redis round trip are tenths of a millisecond; the goal for the p99 is 10 ms.
+OVERHEAD_BUCKETS_S: Final = (
+    0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0, 30.0,
+)  # fmt: skip
