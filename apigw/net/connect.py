@@ -1,0 +1,164 @@
+"""Outgoing TCP connections over lean transports, with a deadline; names are resolved off the loop and kept."""
+
+import errno
+import ipaddress
+import os
+import socket
+from typing import Any, Protocol
+
+from twisted.internet.address import IPv4Address, IPv6Address
+from twisted.internet.interfaces import IWriteDescriptor
+from twisted.internet.threads import deferToThreadPool
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from apigw.net.deadlines import Deadlines
+from apigw.net.transport import TCPTransport
+
+_RESOLVED_FOR_S = 30.0  # a name's addresses are asked again after that; when that fails the old ones stay
+
+# Machine words of a failed connection; log, metrics and docs use them as they stand.
+REFUSED, TIMED_OUT, UNREACHABLE, UNRESOLVED = "connection_refused", "connect_timeout", "unreachable", "unresolved"
+
+Address = tuple[int, Any]  # socket family, sockaddr
+
+
+class Wanting(Protocol):
+    """Who wants a connection: gets one of both, exactly once, never from inside connect()."""
+
+    def connect_done(self, sock: socket.socket, peer: Any) -> None: ...
+
+    def connect_failed(self, reason: str, detail: str) -> None: ...
+
+
+@implementer(IWriteDescriptor)
+class _Attempt:
+    """One non-blocking connect."""
+
+    lean_io = True
+
+    def __init__(self, reactor: Any, deadlines: Deadlines, timeout_s: float, wanting: Wanting) -> None:
+        self._reactor = reactor
+        self._wanting = wanting
+        self._socket: socket.socket | None = None
+        self._fd = -1
+        self._address: Any = None
+        self._bucket = deadlines.add(timeout_s, self._over)
+
+    def begin(self, address: Address) -> None:
+        if self._wanting is None:
+            return
+        family, self._address = address
+        try:
+            sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+        except OSError as error:  # out of descriptors
+            self._reactor.callLater(0, self._fail, UNREACHABLE, str(error))
+            return
+        self._socket = sock
+        self._fd = sock.fileno()
+        code = sock.connect_ex(self._address)
+        if code not in (0, errno.EINPROGRESS):
+            self._reactor.callLater(0, self._fail, _word(code), os.strerror(code))
+            return
+        self._reactor.addWriter(self)
+
+    def doWrite(self) -> None:
+        sock = self._socket
+        if sock is None:
+            return
+        code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if code:
+            self._fail(_word(code), os.strerror(code))
+            return
+        self._reactor.removeWriter(self)
+        self._fd = -1
+        self._socket = None
+        self._bucket.pop(self._over, None)
+        wanting, self._wanting = self._wanting, None  # type: ignore[assignment]
+        host, port = self._address[:2]
+        peer = (IPv6Address if ":" in host else IPv4Address)("TCP", host, port)
+        wanting.connect_done(sock, peer)
+
+    doRead = doWrite  # EPOLLERR comes without EPOLLOUT
+
+    def _over(self) -> None:
+        self._fail(TIMED_OUT, "no answer to the connect in time")
+
+    def _fail(self, reason: str, detail: str) -> None:
+        if self._wanting is None:
+            return
+        if self._socket is not None:
+            if self._fd != -1:
+                self._reactor.removeWriter(self)
+            self._fd = -1
+            self._socket.close()
+            self._socket = None
+        self._bucket.pop(self._over, None)
+        wanting, self._wanting = self._wanting, None  # type: ignore[assignment]
+        wanting.connect_failed(reason, detail)
+
+    def unresolved(self, failure: Failure) -> None:
+        self._fail(UNRESOLVED, failure.getErrorMessage())
+
+    def abortConnection(self) -> None:
+        self._fail(UNREACHABLE, "internal error")
+
+    def connectionLost(self, reason: Failure) -> None:
+        self._fail(UNREACHABLE, reason.getErrorMessage())
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def logPrefix(self) -> str:
+        return "connect"
+
+
+def _word(code: int) -> str:
+    if code == errno.ECONNREFUSED:
+        return REFUSED
+    return TIMED_OUT if code == errno.ETIMEDOUT else UNREACHABLE
+
+
+class Connector:
+    """connect() for a worker; keeps what names resolved to."""
+
+    def __init__(self, reactor: Any, deadlines: Deadlines) -> None:
+        self._reactor = reactor
+        self._deadlines = deadlines
+        self._resolved: dict[tuple[str, int], tuple[float, Address]] = {}
+
+    def connect(self, host: str, port: int, timeout_s: float, wanting: Wanting) -> None:
+        """Open a connection to an address or a name; the timeout holds for both steps together."""
+        attempt = _Attempt(self._reactor, self._deadlines, timeout_s, wanting)
+        known = self._resolved.get((host, port))
+        if known is not None and self._reactor.seconds() - known[0] < _RESOLVED_FOR_S:
+            attempt.begin(known[1])
+            return
+        literal = _literal(host, port)
+        if literal is not None:
+            self._resolved[host, port] = (float("inf"), literal)
+            attempt.begin(literal)
+            return
+        resolving = deferToThreadPool(
+            self._reactor, self._reactor.getThreadPool(), socket.getaddrinfo, host, port, type=socket.SOCK_STREAM
+        )
+        resolving.addCallback(self._keep, host, port)
+        resolving.addErrback(lambda failure: known[1] if known is not None else failure)
+        resolving.addCallbacks(attempt.begin, attempt.unresolved)
+
+    def _keep(self, found: list[Any], host: str, port: int) -> Address:
+        address: Address = (found[0][0], found[0][4])
+        self._resolved[host, port] = (self._reactor.seconds(), address)
+        return address
+
+    def transport(self, sock: socket.socket, peer: Any, protocol: Any) -> TCPTransport:
+        """Put a transport on a connected socket; call its start() afterwards."""
+        return TCPTransport(self._reactor, self._deadlines, sock, peer, protocol)
+
+
+def _literal(host: str, port: int) -> Address | None:
+    try:
+        version = ipaddress.ip_address(host).version
+    except ValueError:
+        return None
+    return (socket.AF_INET, (host, port)) if version == 4 else (socket.AF_INET6, (host, port, 0, 0))

@@ -1,0 +1,70 @@
+"""Deadlines by the thousand: setting and dropping one costs a dict entry, not a timer of the reactor.
+
+Deadlines are gathered in buckets of TICK_S; one reactor timer stands for the earliest bucket. A deadline is
+never early and at most a tick (and the loop's lag) late.
+"""
+
+from heapq import heappop, heappush
+from typing import Any, Callable
+
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+
+from apigw.constants import TICK_S
+
+Call = Callable[[], None]
+Bucket = dict[Call, None]
+
+log = Logger()
+
+
+class Deadlines:
+    """`bucket = deadlines.add(seconds, call)`; `bucket.pop(call, None)` takes it back. One call, one deadline a bucket."""
+
+    def __init__(self, clock: IReactorTime, tick_s: float = TICK_S) -> None:
+        self._clock = clock
+        self._tick_s = tick_s
+        self._buckets: dict[int, Bucket] = {}
+        self._ticks: list[int] = []  # heap of the buckets' ticks
+        self._timer: Any = None
+        self._timer_tick = 0
+
+    def add(self, delay_s: float, call: Call) -> Bucket:
+        """Have `call()` run `delay_s` from now. Its exception is logged, never raised into the loop."""
+        tick = int((self._clock.seconds() + delay_s) / self._tick_s) + 1
+        bucket = self._buckets.get(tick)
+        if bucket is None:
+            bucket = self._buckets[tick] = {}
+            heappush(self._ticks, tick)
+            if self._timer is None or tick < self._timer_tick:
+                self._arm()
+        bucket[call] = None
+        return bucket
+
+    def _arm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._ticks:
+            self._timer_tick = self._ticks[0]
+            delay_s = self._timer_tick * self._tick_s - self._clock.seconds()
+            self._timer = self._clock.callLater(max(0.0, delay_s), self._fire)
+
+    def _fire(self) -> None:
+        self._timer = None
+        now_tick = self._clock.seconds() / self._tick_s
+        while self._ticks and self._ticks[0] <= now_tick + 1e-6:
+            bucket = self._buckets.pop(heappop(self._ticks))
+            while bucket:
+                call, _ = bucket.popitem()
+                try:
+                    call()
+                except Exception:
+                    log.failure("a deadline's call failed")
+        self._arm()
+
+    def stop(self) -> None:
+        """Forget every deadline; at the end of the process only."""
+        self._buckets.clear()
+        self._ticks.clear()
+        self._arm()

@@ -1,0 +1,85 @@
+"""Twisted's epoll reactor, lean where a request pays for it.
+
+Three differences from `EPollReactor`, measured on the whole job as about a third of its CPU:
+- an event of our own transports goes straight to them, without `log.callWithLogger` around each;
+- `after_turn` runs a function once at the end of the turn, so that what many requests of one turn want to
+  say (Redis checks) becomes one write;
+- `seconds()` is the monotonic clock: with `time.time`, a clock stepped back stops every timer (tried).
+Everything else, stock transports included, works as Twisted documents it.
+"""
+
+import errno
+import time
+from select import EPOLLOUT
+from typing import Any, Callable
+
+from twisted.internet.epollreactor import EPollReactor
+from twisted.internet.main import installReactor
+from twisted.logger import Logger
+from twisted.python import log as legacy_log
+
+_MAX_EVENTS = 512  # of one epoll_wait; level-triggered, so the rest comes with the next
+
+log = Logger()
+
+
+class LeanReactor(EPollReactor):
+    """The reactor of the daemon. Lean descriptors have `lean_io = True` and handle their own losses."""
+
+    seconds = staticmethod(time.monotonic)  # type: ignore[assignment]
+
+    def __init__(self) -> None:
+        self._turn_end: list[Callable[[], None]] = []
+        super().__init__()
+
+    def after_turn(self, call: Callable[[], None]) -> None:
+        """Run `call()` once, at the end of this turn of the loop. Its exception is logged."""
+        self._turn_end.append(call)
+
+    def _end_turn(self) -> None:
+        calls, self._turn_end = self._turn_end, []
+        for call in calls:
+            try:
+                call()
+            except Exception:
+                log.failure("an after_turn call failed")
+
+    def doPoll(self, timeout: float | None) -> None:
+        if self._turn_end:
+            self._end_turn()
+            timeout = 0
+        selectables: dict[int, Any] = self._selectables
+        try:
+            events = self._poller.poll(-1 if timeout is None else timeout, min(len(selectables), _MAX_EVENTS) or 1)
+        except OSError as error:
+            if error.errno == errno.EINTR:
+                return
+            raise
+        stock = self._doReadOrWrite
+        for fd, event in events:
+            selectable = selectables.get(fd)
+            if selectable is None:
+                continue
+            if not getattr(selectable, "lean_io", False):
+                legacy_log.callWithLogger(selectable, stock, selectable, fd, event)
+                continue
+            try:
+                if event & ~EPOLLOUT:  # EPOLLHUP and EPOLLERR too: the read tells what happened
+                    selectable.doRead()
+                if event & EPOLLOUT and selectable.fileno() == fd:
+                    selectable.doWrite()
+            except Exception:
+                log.failure("a connection's event failed; the connection is closed")
+                selectable.abortConnection()
+        if self._turn_end:
+            self._end_turn()
+
+    doIteration = doPoll
+
+
+
+def install() -> LeanReactor:
+    """Make it the process's reactor. Raises ReactorAlreadyInstalledError when there is one."""
+    reactor = LeanReactor()
+    installReactor(reactor)
+    return reactor

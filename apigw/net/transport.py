@@ -1,0 +1,295 @@
+"""A TCP connection with little between it and the kernel.
+
+It speaks Twisted's ITransport, so that every Twisted Protocol and every in-memory transport of the tests
+fits its place, but it tries to send at once instead of asking the reactor for a write event first, keeps no
+per-event log context, and closes in the way HTTP needs (RFC 9112 9.6: half-close, drain, then close).
+
+    OPEN      -> loseConnection() -> FLUSHING -> all sent -> LINGERING -> peer's FIN or LINGER_S -> DEAD
+    any       -> abortConnection() or an error -> DEAD
+In FLUSHING and later nothing that arrives reaches the protocol: what was refused stays refused.
+"""
+
+import errno
+import socket
+import struct
+from collections import deque
+from typing import Any
+
+from twisted.internet.error import ConnectionDone, ConnectionLost
+from twisted.internet.interfaces import IReadWriteDescriptor, ITCPTransport
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from apigw.constants import LINGER_S, READ_BYTES, WRITE_HIGH_WATER_BYTES, WRITE_LOW_WATER_BYTES
+from apigw.net.deadlines import Deadlines
+
+_RESET = struct.pack("ii", 1, 0)
+_SEND_MAX_BYTES = 262_144
+
+OPEN, FLUSHING, LINGERING, DEAD = range(4)
+
+
+@implementer(IReadWriteDescriptor, ITCPTransport)
+class TCPTransport:
+    """One connected, non-blocking socket. `protocol` gets dataReceived() and, exactly once, connectionLost()."""
+
+    lean_io = True
+    disconnecting = False
+
+    __slots__ = (
+        "reactor",
+        "deadlines",
+        "protocol",
+        "state",
+        "_socket",
+        "_fd",
+        "_recv",
+        "_send",
+        "_out",
+        "_out_bytes",
+        "_reading",
+        "_writing",
+        "_producer",
+        "_producer_paused",
+        "_linger",
+        "_peer",
+        "sent_bytes",
+    )
+
+    def __init__(self, reactor: Any, deadlines: Deadlines, sock: socket.socket, peer: Any, protocol: Any) -> None:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.reactor = reactor
+        self.deadlines = deadlines
+        self.protocol = protocol
+        self.state = OPEN
+        self._socket = sock
+        self._fd = sock.fileno()
+        self._recv = sock.recv
+        self._send = sock.send
+        self._out: deque[Any] = deque()  # bytes or memoryviews not yet sent
+        self._out_bytes = 0
+        self._reading = False
+        self._writing = False
+        self._producer: Any = None
+        self._producer_paused = False
+        self._linger: Any = None
+        self._peer = peer
+        self.sent_bytes = 0  # taken by the kernel after having waited; to tell a slow reader from a dead one
+
+    def start(self) -> None:
+        """Give the protocol its transport and begin to read."""
+        self.protocol.makeConnection(self)
+        if self.state == OPEN:
+            self.resumeProducing()
+
+    # -- reading
+
+    def doRead(self) -> None:
+        try:
+            data = self._recv(READ_BYTES)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as error:
+            self._lose(ConnectionLost(str(error)))
+            return
+        if not data:
+            self._ended()
+        elif self.state == OPEN:
+            self.protocol.dataReceived(data)
+
+    def _ended(self) -> None:
+        """The peer sent its FIN. Like nginx and Envoy we take it as gone, not as half-closed."""
+        self._lose(ConnectionDone())
+
+    def pauseProducing(self) -> None:
+        if self._reading and self.state == OPEN:
+            self._reading = False
+            self.reactor.removeReader(self)
+
+    def resumeProducing(self) -> None:
+        if not self._reading and self.state != DEAD:
+            self._reading = True
+            self.reactor.addReader(self)
+
+    def stopProducing(self) -> None:
+        self.loseConnection()
+
+    # -- writing
+
+    def write(self, data: bytes) -> None:
+        if self.state == OPEN:
+            self._write_raw(data)
+
+    def writeSequence(self, iovec: Any) -> None:
+        self.write(b"".join(iovec))
+
+    def _write_raw(self, data: bytes) -> None:
+        if not self._out:
+            try:
+                sent = self._send(data)
+            except (BlockingIOError, InterruptedError):
+                sent = 0
+            except OSError as error:
+                self._break(error)
+                return
+            if sent == len(data):
+                return
+            self._out.append(memoryview(data)[sent:] if sent else data)
+            self._out_bytes = len(data) - sent
+            self._writing = True
+            self.reactor.addWriter(self)
+        else:
+            self._out.append(data)
+            self._out_bytes += len(data)
+        if self._out_bytes > WRITE_HIGH_WATER_BYTES and self._producer is not None and not self._producer_paused:
+            self._producer_paused = True
+            self._producer.pauseProducing()
+
+    def doWrite(self) -> None:
+        out = self._out
+        try:
+            while out:
+                piece = out[0]
+                sent = self._send(piece if len(piece) <= _SEND_MAX_BYTES else memoryview(piece)[:_SEND_MAX_BYTES])
+                self._out_bytes -= sent
+                self.sent_bytes += sent
+                if sent < len(piece):
+                    out[0] = memoryview(piece)[sent:]
+                    break
+                out.popleft()
+        except (BlockingIOError, InterruptedError):
+            pass
+        except OSError as error:
+            self._lose(ConnectionLost(str(error)))
+            return
+        if not out:
+            self._writing = False
+            self.reactor.removeWriter(self)
+            if self.state == FLUSHING:
+                self._start_linger()
+                return
+        if self._producer_paused and self._out_bytes <= WRITE_LOW_WATER_BYTES and self.state == OPEN:
+            self._producer_paused = False
+            self._producer.resumeProducing()
+
+    def buffered_bytes(self) -> int:
+        """Bytes accepted by write() and not yet taken by the kernel."""
+        return self._out_bytes
+
+    def registerProducer(self, producer: Any, streaming: bool) -> None:
+        """A push producer: paused while more than WRITE_HIGH_WATER_BYTES wait to be sent."""
+        self._producer = producer
+        self._producer_paused = False
+        if self._out_bytes > WRITE_HIGH_WATER_BYTES:
+            self._producer_paused = True
+            producer.pauseProducing()
+
+    def unregisterProducer(self) -> None:
+        self._producer = None
+        self._producer_paused = False
+
+    # -- ending
+
+    def loseConnection(self) -> None:
+        """Send what is buffered, then FIN; read and drop until the peer's FIN or LINGER_S; then close."""
+        if self.state != OPEN:
+            return
+        self.state = FLUSHING
+        if self._producer_paused:
+            self._producer_paused = False
+        if not self._out:
+            self._start_linger()
+
+    def _start_linger(self) -> None:
+        self.state = LINGERING
+        try:
+            self._socket.shutdown(socket.SHUT_WR)
+        except OSError as error:
+            self._lose(ConnectionLost(str(error)))
+            return
+        self._linger = self.deadlines.add(LINGER_S, self._linger_over)
+        self.resumeProducing()
+
+    def _linger_over(self) -> None:
+        self._linger = None
+        self._lose(ConnectionDone())
+
+    def abortConnection(self) -> None:
+        """Close now with a RST: nothing more is sent, and the peer sees that the message was cut."""
+        if self.state != DEAD:
+            try:
+                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+            except OSError:  # pragma: no cover - the peer was quicker
+                pass
+            self._lose(ConnectionLost("aborted"))
+
+    def _break(self, error: OSError) -> None:
+        """A write failed: tell the protocol from a turn of its own, never from inside its write()."""
+        self.state = LINGERING
+        self._linger = self.deadlines.add(0.0, self._linger_over)
+        if error.errno not in (errno.EPIPE, errno.ECONNRESET):
+            self._out.clear()
+
+    def _lose(self, reason: Exception) -> None:
+        if self.state == DEAD:
+            return
+        self.state = DEAD
+        if self._linger is not None:
+            self._linger.pop(self._linger_over, None)
+            self._linger = None
+        if self._reading:
+            self.reactor.removeReader(self)
+        if self._writing:
+            self.reactor.removeWriter(self)
+        self._reading = self._writing = False
+        self._out.clear()
+        self._out_bytes = 0
+        self._producer = None
+        self._fd = -1
+        self._socket.close()
+        protocol, self.protocol = self.protocol, None
+        protocol.connectionLost(Failure(reason))
+
+    def connectionLost(self, reason: Failure) -> None:
+        """The reactor gives up this descriptor (shutdown, or a stock reactor after doRead closed it)."""
+        if self.state != DEAD:
+            self._lose(ConnectionLost(reason.getErrorMessage()))
+
+    # -- facts
+
+    def stale(self) -> bool:
+        """Whether the peer has closed or sent something that was not read yet. One system call."""
+        try:
+            self._recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+        return True
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def logPrefix(self) -> str:
+        return "-"
+
+    def getPeer(self) -> Any:
+        return self._peer
+
+    def getHost(self) -> Any:
+        return self._socket.getsockname()
+
+    def getTcpNoDelay(self) -> bool:
+        return True
+
+    def setTcpNoDelay(self, enabled: bool) -> None:
+        """Always on: answers are written whole."""
+
+    def getTcpKeepAlive(self) -> bool:
+        return bool(self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE))
+
+    def setTcpKeepAlive(self, enabled: bool) -> None:
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, enabled)
+
+    def loseWriteConnection(self) -> None:
+        self.loseConnection()
