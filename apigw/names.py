@@ -54,28 +54,17 @@ LOG_FIELDS: Final = (
 # --- Reasons: what went wrong between the gateway and a backend; error_type of the log, `reason` of
 # upstream_failures_total. A 5xx that the backend itself answered is data, not one of these.
 
-REFUSED: Final = "refused"
-CONNECT_TIMEOUT: Final = "connect_timeout"
-CONNECT_FAILED: Final = "connect_failed"
-TIMEOUT: Final = "timeout"
-RESET: Final = "reset"
-CLOSED: Final = "closed"
-INVALID_RESPONSE: Final = "invalid_response"
-TRUNCATED: Final = "truncated"
-POOL_TIMEOUT: Final = "pool_timeout"
-NO_INSTANCE: Final = "no_instance"
-
 UPSTREAM_REASONS: Final = {
-    REFUSED: "the instance refused the connection: nothing listens there",
-    CONNECT_TIMEOUT: "the connection was not made in time: host down or packets dropped",
-    CONNECT_FAILED: "the connection failed otherwise: no route, name not found, TLS",
-    TIMEOUT: "connected, but no complete answer within the route's timeout",
-    RESET: "the instance reset the connection before its answer was complete",
-    CLOSED: "the instance closed the connection before its answer began",
-    INVALID_RESPONSE: "the answer is not valid HTTP/1.1, or its head is too large",
-    TRUNCATED: "the answer's body ended before its length or its last chunk",
-    POOL_TIMEOUT: "all connections to the backend stayed busy until the route's timeout",
-    NO_INSTANCE: "no healthy instance of the backend",
+    "connection_refused": "the instance refused the connection: nothing listens there",
+    "connect_timeout": "the connection was not made in time: host down or packets dropped",
+    "unreachable": "no way to the instance's address",
+    "unresolved": "the instance's name has no address",
+    "connection_reset": "the connection ended before the answer began",
+    "invalid_response": "the answer is not valid HTTP/1.1, or its head is too large",
+    "truncated_response": "the connection ended in the middle of the answer",
+    "upstream_timeout": "connected, but no answer within the route's timeout",
+    "pool_full": "all connections to the backend stayed busy, or too many requests waited for one",
+    "no_healthy_instance": "no instance of the backend is in rotation",
 }
 
 # --- Labels with a fixed set of values.

@@ -1,0 +1,254 @@
+"""The admin listener: /healthz /readyz /metrics /status /config. Never public.
+
+Built on twisted.web, whose cost is nobody's concern here; its bounds are: 100 connections, 15 s and 64 KiB each,
+one request a connection, HTTP/1.1 only.
+"""
+
+from typing import Any, Callable, Final, Mapping
+from uuid import uuid4
+
+import orjson
+from attrs import frozen
+from twisted.application.service import Service
+from twisted.internet.interfaces import IAddress, IDelayedCall, IListeningPort, IReactorTime
+from twisted.internet.protocol import connectionDone
+from twisted.logger import Logger
+from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
+from twisted.python.failure import Failure
+from twisted.web.http import HTTPChannel
+from twisted.web.resource import IResource, Resource
+from twisted.web.server import Site
+
+MAX_CONNECTIONS: Final = 100
+CONNECTION_S: Final = 15.0  # a connection's whole life: one request and its answer
+MAX_REQUEST_BYTES: Final = 65_536  # head and body; nothing here takes a body
+MAX_LOOP_LAG_S: Final = 0.05  # contract section 11
+
+_JSON: Final = b"application/json"
+_TEXT: Final = b"text/plain; charset=utf-8"
+_METRICS: Final = b"text/plain; version=0.0.4; charset=utf-8"
+
+log = Logger()
+
+
+@frozen
+class Readiness:
+    """Whether this instance should get traffic. `checks`: name -> what was found, for a person to read."""
+
+    ok: bool
+    checks: Mapping[str, object]
+
+    def body(self) -> bytes:
+        """The JSON of /readyz."""
+        return orjson.dumps({"ready": self.ok, "checks": dict(self.checks)}, default=str)
+
+
+def judge_readiness(
+    *,
+    config_version: str | None,
+    backends: int,
+    healthy_backends: int,
+    draining: bool,
+    loop_lag_s: float,
+    keys_usable: bool | None = None,
+    redis_up: bool | None = None,
+) -> Readiness:
+    """The rule of /readyz. None for keys and Redis: not configured.
+
+    Keys and Redis are named and do not make an instance unready: all instances share them, and taking all of
+    them out would turn the failure of some routes into that of all. A configuration without any backend
+    (all routes answered by the gateway itself) needs none healthy.
+    """
+    healthy = healthy_backends > 0 or (config_version is not None and backends == 0)
+    in_time = loop_lag_s <= MAX_LOOP_LAG_S
+    checks: dict[str, object] = {
+        "configuration": _check(config_version is not None, config_version or "none applied yet"),
+        "backends": _check(healthy, f"{healthy_backends} of {backends} have a healthy instance"),
+        "draining": _check(not draining, "draining" if draining else "accepting"),
+        "loop": _check(in_time, f"lag {loop_lag_s * 1000.0:.1f} ms, at most {MAX_LOOP_LAG_S * 1000.0:.0f}"),
+    }
+    if keys_usable is not None:
+        checks["keys"] = _check(keys_usable, "usable" if keys_usable else "none: JWT routes answer 503", False)
+    if redis_up is not None:
+        checks["redis"] = _check(redis_up, "up" if redis_up else "down: routes follow their fail mode", False)
+    ok = config_version is not None and healthy and not draining and in_time
+    return Readiness(ok, checks)
+
+
+def _check(ok: bool, detail: str, decides: bool = True) -> dict[str, object]:
+    return {"ok": ok, "detail": detail, "required": decides}
+
+
+Answer = tuple[int, bytes, bytes]  # status, content type, body
+
+
+class _Page(Resource):
+    """One path. `make` gives the whole answer; what it raises is a logged 500."""
+
+    isLeaf = True
+
+    def __init__(self, make: Callable[[], Answer]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._make = make
+
+    def render(self, request: Any) -> bytes:
+        if request.postpath:  # /healthz/more
+            return _error(request, 404, "route_not_found", "There is no such page.")
+        if request.method not in (b"GET", b"HEAD"):
+            request.setHeader(b"allow", b"GET, HEAD")
+            return _error(request, 405, "method_not_allowed", "This page can only be read.")
+        try:
+            status, content_type, body = self._make()
+        except Exception:
+            request_id = str(uuid4())
+            log.failure("admin {path} failed, request {id}", path=request.path, id=request_id)
+            return _error(request, 500, "internal_error", "This page could not be made; see the log.", request_id)
+        return _answer(request, status, content_type, body)
+
+
+class _NoPage(Resource):
+    """Every other path."""
+
+    isLeaf = True
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+
+    def render(self, request: Any) -> bytes:
+        return _error(request, 404, "route_not_found", "There is no such page.")
+
+
+class _Root(Resource):
+    """The pages by name; twisted's own HTML for a missing child is not for this listener."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._no_page = _NoPage()
+
+    def getChild(self, path: bytes, request: Any) -> IResource:
+        return self._no_page
+
+
+def _answer(request: Any, status: int, content_type: bytes, body: bytes) -> bytes:
+    request.setResponseCode(status)
+    request.setHeader(b"server", b"apigw")
+    request.setHeader(b"content-type", content_type)
+    request.setHeader(b"content-length", b"%d" % len(body))
+    request.setHeader(b"cache-control", b"no-store")
+    return b"" if request.method == b"HEAD" else body
+
+
+def _error(request: Any, status: int, code: str, message: str, request_id: str | None = None) -> bytes:
+    """The error shape of the contract, section 4."""
+    body = {"error": code, "message": message, "request_id": request_id or str(uuid4())}
+    return _answer(request, status, _JSON, orjson.dumps(body))
+
+
+class _OneRequestChannel(HTTPChannel):
+    """Closes after its answer, and says so: a connection here has an end."""
+
+    def checkPersistence(self, request: Any, version: bytes) -> bool:
+        request.responseHeaders.setRawHeaders(b"connection", [b"close"])
+        return False
+
+
+def make_admin_site(
+    reactor: IReactorTime,
+    *,
+    ready: Callable[[], Readiness],
+    metrics: Callable[[], bytes],
+    status: Callable[[], Mapping[str, object]],
+    config: Callable[[], Mapping[str, object]],
+) -> Site:
+    """The admin pages. The callables are run at each request; one that raises answers 500 and is logged.
+
+    config() must be redacted already. AdminService adds the bounds on connections.
+    """
+    root = _Root()
+    root.putChild(b"healthz", _Page(lambda: (200, _TEXT, b"alive\n")))
+    root.putChild(b"readyz", _Page(lambda: _readiness_answer(ready())))
+    root.putChild(b"metrics", _Page(lambda: (200, _METRICS, metrics())))
+    root.putChild(b"status", _Page(lambda: (200, _JSON, _json(status()))))
+    root.putChild(b"config", _Page(lambda: (200, _JSON, _json(config()))))
+    site = Site(root, timeout=CONNECTION_S, reactor=reactor, parsePOSTFormSubmission=False)  # type: ignore[no-untyped-call]
+    site.protocol = _OneRequestChannel  # type: ignore[assignment]  # the stock one would also speak HTTP/2
+    site.displayTracebacks = False
+    site.log = lambda request: None  # type: ignore[method-assign]  # scrapes and probes are no news
+    return site
+
+
+def _readiness_answer(readiness: Readiness) -> Answer:
+    return (200 if readiness.ok else 503), _JSON, readiness.body()
+
+
+def _json(value: Mapping[str, object]) -> bytes:
+    return orjson.dumps(dict(value), default=str, option=orjson.OPT_NON_STR_KEYS | orjson.OPT_INDENT_2)
+
+
+class _BoundedConnection(ProtocolWrapper):
+    """One admin connection, with an end in time and in bytes."""
+
+    _end: IDelayedCall | None = None
+    _received_bytes = 0
+
+    def makeConnection(self, transport: Any) -> None:
+        self._end = self.factory.reactor.callLater(CONNECTION_S, self.abortConnection)
+        super().makeConnection(transport)  # type: ignore[no-untyped-call]
+
+    def dataReceived(self, data: bytes) -> None:
+        self._received_bytes += len(data)
+        if self._received_bytes > MAX_REQUEST_BYTES:
+            self.abortConnection()
+            return
+        super().dataReceived(data)  # type: ignore[no-untyped-call]
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        if self._end is not None and self._end.active():
+            self._end.cancel()
+        super().connectionLost(reason)  # type: ignore[no-untyped-call]
+
+
+class _BoundedConnections(WrappingFactory):
+    """The site behind bounds: above MAX_CONNECTIONS a new connection is closed at once."""
+
+    noisy = False
+    protocol = _BoundedConnection
+
+    def __init__(self, site: Site, reactor: IReactorTime) -> None:
+        super().__init__(site)  # type: ignore[no-untyped-call]
+        self.reactor = reactor
+
+    def buildProtocol(self, addr: IAddress | None) -> ProtocolWrapper | None:  # type: ignore[override]  # Factory's None
+        return None if len(self.protocols) >= MAX_CONNECTIONS else super().buildProtocol(addr)
+
+
+class AdminService(Service):
+    """Listens with the admin site. `port` 0 takes a free one, see listening_port()."""
+
+    name = "admin"
+
+    def __init__(self, reactor: Any, address: str, port: int, site: Site) -> None:
+        self._reactor = reactor  # IReactorTCP and IReactorTime
+        self._address = address
+        self._port = port
+        self._connections = _BoundedConnections(site, reactor)
+        self._listening: IListeningPort | None = None
+
+    def startService(self) -> None:
+        """Listen now. Raises CannotListenError when the port is taken: a gateway nobody can watch must not run."""
+        self._listening = self._reactor.listenTCP(self._port, self._connections, interface=self._address)
+        super().startService()  # type: ignore[no-untyped-call]
+
+    def listening_port(self) -> int:
+        """The port in use. Raises RuntimeError before the start."""
+        if self._listening is None:
+            raise RuntimeError("the admin listener is not started")
+        return int(self._listening.getHost().port)  # type: ignore[attr-defined]
+
+    def stopService(self) -> Any:
+        """Stop listening and drop what is open; a Deferred that fires when the port is free."""
+        super().stopService()  # type: ignore[no-untyped-call]
+        listening, self._listening = self._listening, None
+        for connection in list(self._connections.protocols):
+            connection.abortConnection()
+        return None if listening is None else listening.stopListening()
