@@ -51,8 +51,8 @@ def compare(world: World, peers: list[Peer], runs: int, count: int) -> Results:
             else:
                 results.add(peer.name, figures)
                 print(
-                    f"round {number}  {peer.name:<13}{figures['cpu_us']:7.0f} us/request  p50 +{figures['over_p50_ms']:.2f} ms"
-                    f"  p99 +{figures['over_p99_ms']:.2f} ms  {figures['peak_mib']:6.1f} MiB"
+                    f"round {number}  {peer.name:<13}{figures['cpu_us']:7.0f} us/request  p50 {figures['over_p50_ms']:+.2f} ms"
+                    f"  p99 {figures['over_p99_ms']:+.2f} ms  {figures['peak_mib']:6.1f} MiB"
                     f"  ({time.monotonic() - started_s:.1f} s)",
                     flush=True,
                 )
@@ -86,7 +86,7 @@ def _round(world: World, peer: Peer, count: int, results: Results) -> dict[str, 
 def short_answers(world: World, running: Running, count: int, proxied_us: float) -> dict[str, float]:
     """CPU of the gateway's own answers, in microseconds and relative to the proxied request of the same minute."""
     port = running.port
-    forged = [world.identity.forged(f"user-{number}") for number in range(job.USERS)]
+    forged = [world.identity.forged(f"user-{number}") for number in range(job.TOKENS)]
     kinds = {
         401: [job.request(port, job.PATH, token) for token in forged],
         404: [job.request(port, job.UNKNOWN_PATH, token) for token in world.tokens],

@@ -15,7 +15,7 @@ UNKNOWN_PATH = "/nothing/here"
 LIMIT = 10_000_000
 LIMITED = 5
 WINDOW_S = 60
-USERS = 50  # tokens in use: a peer that caches verified tokens must say so in its notes
+TOKENS = 50  # in use, one a user: a peer that remembers verified tokens verifies none of them twice
 SEEN_USER_HEADER = "X-Seen-User"  # the backend's answer: the X-User-ID it was given
 
 BODY_BYTES = 5 * 1024

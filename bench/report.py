@@ -15,7 +15,7 @@ from measure import spread
 from peers import ALL
 from world import REPOSITORY
 
-FILE = REPOSITORY / "bench/results/latest.json"
+FOLDER = REPOSITORY / "bench/results"
 SHORT_TARGET = 0.5  # a refusal costs at most half of a proxied request
 _RATIO_TO = ("envoy", "textbook")
 
@@ -72,7 +72,8 @@ def _span(values: dict[str, float] | None, digits: int) -> str:
     return f"{middle} ({low}-{high})"
 
 
-def write(results: Results | None, sections: dict[str, Any], settings: dict[str, Any]) -> Path:
+def write(name: str, results: Results | None, sections: dict[str, Any], settings: dict[str, Any]) -> Path:
+    """Writes bench/results/NAME.json; the file."""
     content: dict[str, Any] = {
         "made": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "commit": _output(["git", "-C", str(REPOSITORY), "rev-parse", "HEAD"]),
@@ -86,9 +87,10 @@ def write(results: Results | None, sections: dict[str, Any], settings: dict[str,
             "summary": summary(results), "samples": results.samples, "skipped": results.skipped,
             "failed": results.failed, "remarks": results.remarks,
         }  # fmt: skip
-    FILE.parent.mkdir(exist_ok=True)
-    FILE.write_text(json.dumps(content, indent=1))
-    return FILE
+    FOLDER.mkdir(exist_ok=True)
+    file = FOLDER / f"{name}.json"
+    file.write_text(json.dumps(content, indent=1))
+    return file
 
 
 def _machine() -> dict[str, Any]:

@@ -33,10 +33,10 @@ http {{
 class World:
     """A context manager: everything is up inside it and gone after it."""
 
-    def __init__(self) -> None:
+    def __init__(self, tokens: int = job.TOKENS) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="apigw-bench-"))
         self.identity = Identity(self.folder)
-        self.tokens = [self.identity.token(f"user-{number}") for number in range(job.USERS)]
+        self.tokens = [self.identity.token(f"user-{number}") for number in range(tokens)]
         self.backend_port = free_port()
         self.redis_port = free_port()
         self._processes: list[Process] = []
