@@ -1,12 +1,13 @@
 """Processes of the benchmark: start, wait until they listen, read their CPU and memory, end them by pid."""
 
+import atexit
 import contextlib
 import os
 import signal
 import socket
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
@@ -34,10 +35,10 @@ class Process:
         log_file: Path,
         *,
         cwd: Path | None = None,
-        environment: Mapping[str, str] | None = None,
     ) -> None:
         self.name = name
         self.log_file = log_file
+        self._stopped = False
         with log_file.open("ab") as log:
             self._child = subprocess.Popen(
                 list(command),
@@ -46,9 +47,9 @@ class Process:
                 stderr=log,
                 cwd=cwd,
                 start_new_session=True,
-                env={**os.environ, **(environment or {})},
             )
         self.pid = self._child.pid
+        atexit.register(self.stop)  # whatever ends the benchmark ends this too
 
     def wait_for_port(self, port: int) -> None:
         """Raises StartFailed."""
@@ -88,13 +89,15 @@ class Process:
         return sum(_status_bytes(pid, "VmHWM") for pid in self.tree())
 
     def stop(self) -> None:
-        """SIGTERM, then SIGKILL for the session; never raises for a process that is gone."""
+        """SIGTERM, then SIGKILL for the session; does nothing for a process that was stopped before."""
+        atexit.unregister(self.stop)
+        if self._stopped:
+            return
+        self._stopped = True
         if self._child.poll() is None:
             self._child.send_signal(signal.SIGTERM)
-            try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 self._child.wait(STOP_TIMEOUT_S)
-            except subprocess.TimeoutExpired:
-                pass
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)  # the session is ours alone: start_new_session
         self._child.wait()
