@@ -5,6 +5,13 @@ from typing import Final
 MAX_HEADERS: Final = 100  # header lines of one request; Apache's and nginx's order of magnitude (http1 corpus: 100)
 MAX_TARGET_BYTES: Final = 8192  # a target can never exceed the header limit's default (design part 13, "8 KB")
 MAX_TOKEN_BYTES: Final = 8192  # a JWT longer than the header limit cannot arrive; checked before any decoding
+MAX_SCOPES: Final = 256  # of one token; beyond it X-User-Scopes would be larger than backends take
+MAX_SCOPES_BYTES: Final = 4096  # of X-User-Scopes: half of what nginx and Tomcat accept as a whole header
+MAX_USER_ID_CHARS: Final = 256  # of X-User-ID; it is also part of a Redis key and of log entries
+MAX_JWKS_BYTES: Final = 262_144  # a key document; 100 RSA-4096 keys with certificates fit
+MAX_JWKS_KEYS: Final = 100  # importing a key costs 0.1 ms: all of them must not hold the loop for 50 ms
+JWKS_TIMEOUT_S: Final = 5.0  # one fetch of the key document, body included; requests may wait for it
+JWKS_COOL_DOWN_S: Final = 30.0  # contract section 7: an unknown kid triggers at most one refresh in it
 MAX_CHUNK_EXTENSION_BYTES: Final = 256  # one chunk's extensions; nobody uses them, attackers do
 MAX_BODY_OVERHEAD_RATIO: Final = 16  # chunk framing bytes allowed per body byte, beyond a free allowance
 MAX_CHUNK_OVERHEAD_BYTES: Final = 16_384  # the free allowance of chunk framing in one body

@@ -67,6 +67,34 @@ UPSTREAM_REASONS: Final = {
     "no_healthy_instance": "no instance of the backend is in rotation",
 }
 
+# --- Reasons: why a request was not let in; `reason` of auth_failures_total and error_type of the log. The client
+# never learns which: its answer is the same for all of them that share a status.
+
+AUTH_REASONS: Final = {
+    "missing_credentials": "no Authorization header",
+    "missing_in_grace_period": "no Authorization header, let through by the route's auth_grace_period",
+    "bad_authorization": "the Authorization header is not the word Bearer, a space and one token",
+    "too_long": "the token is longer than 8192 bytes",
+    "malformed": "not three base64url segments of JSON objects and a signature",
+    "bad_header": "the token's header has crit or b64, or a member of the wrong type",
+    "wrong_type": "typ says that this is another kind of token",
+    "wrong_algorithm": "alg is not in auth.jwt.algorithms, or not what the key is for",
+    "missing_kid": "no kid, and not exactly one key that fits alg",
+    "unknown_key": "no key with this kid, also after a refresh where one was due",
+    "bad_signature": "the signature was not made by this key over this token",
+    "bad_time": "exp is missing, or exp, nbf or iat is not a sensible number",
+    "expired": "exp is past, clock_skew_seconds allowed for",
+    "not_yet_valid": "nbf or iat is in the future, clock_skew_seconds allowed for",
+    "wrong_issuer": "iss is not auth.jwt.issuer",
+    "wrong_audience": "aud does not name auth.jwt.audience",
+    "bad_user_id": "the user id claim is missing, malformed, or contradicted by a claim user_id",
+    "bad_scopes": "more scopes than X-User-Scopes may carry",
+    "insufficient_scope": "the credential is good but lacks a scope that the route requires",
+    "keys_unavailable": "no verification keys: never loaded, or older than jwks_cache_ttl_seconds",
+    "not_configured": "the route wants a kind of credential that this gateway has no section for",
+    "error": "an exception inside the verification: a defect of the gateway",
+}
+
 # --- Labels with a fixed set of values.
 
 METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"})
