@@ -100,9 +100,9 @@ class AccessLog:
             "backend_service": route.backend if route is not None else None,
             "backend_instance": ex.instance,
             "route_id": route.route_id if route is not None else None,
-            "total_latency_ms": round(total_s * 1000.0, 3),
-            "gateway_overhead_ms": round(max(0.0, total_s - (upstream_s or 0.0)) * 1000.0, 3),
-            "upstream_latency_ms": round(upstream_s * 1000.0, 3) if upstream_s is not None else None,
+            "total_latency_ms": _ms(total_s),
+            "gateway_overhead_ms": _ms(max(0.0, total_s - (upstream_s or 0.0))),
+            "upstream_latency_ms": _ms(upstream_s) if upstream_s is not None else None,
             "rate_limit_remaining": ex.verdict.remaining if ex.verdict is not None else None,
             "rate_limited": ex.rate_limited,
             "request_bytes": ex.request_bytes,
@@ -129,6 +129,11 @@ class AccessLog:
         """Flush and stop the sinks, each in its share of `timeout_s`; blocks. True when every entry was written."""
         flushed = [bool(sink.close(timeout_s / len(self.sinks))) for sink in self.sinks]
         return all(flushed)
+
+
+def _ms(duration_s: float) -> float:
+    """Milliseconds with three decimals; round() takes twice as long."""
+    return int(duration_s * 1e6 + 0.5) / 1e3
 
 
 def _upstream_s(ex: Exchange) -> float | None:

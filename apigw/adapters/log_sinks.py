@@ -203,7 +203,8 @@ class _ThreadedSink:
 class FileSink(_ThreadedSink):
     """Appends to a file, or to a FIFO that may have no reader yet. Directories are not made here.
 
-    A file that was renamed is kept until reopen(); one that was deleted is made again at once.
+    A file that was renamed is kept until reopen(); one that was deleted is made again at once. A FIFO stays
+    open when its reader goes: the next one finds what this one left.
     """
 
     def __init__(self, path: Path, buffer_entries: int) -> None:
@@ -230,13 +231,6 @@ class FileSink(_ThreadedSink):
         with open(self._path, "rb") as file:
             file.seek(size_bytes - 1)
             return file.read(1) not in (b"\n", b"")
-
-    def _put(self, data: "memoryview | bytes") -> int:
-        try:
-            return super()._put(data)
-        except BrokenPipeError:  # the FIFO's reader is gone, and what it had not read: a new one starts afresh
-            self._reopen = True
-            raise
 
     def _let_go(self) -> None:
         if self._fd >= 0:
