@@ -9,6 +9,7 @@ from email.utils import format_datetime
 from typing import Callable
 
 from apigw.config.model import SELF, Config, Route, Tier
+from apigw.core.client_address import TrustedProxies
 from apigw.core.trie import Trie
 
 
@@ -79,6 +80,8 @@ class Snapshot:
         self.config = config
         self.version = config.version
         self.made_s = wall()
+        networks = config.gateway.trusted_proxies
+        self.trusted_proxies = TrustedProxies(networks) if networks else None
         self.tiers = {tier.tier: tier for tier in config.rate_limits.tiers}
         self.routes: dict[str, CompiledRoute] = {}
         self.trie: Trie[CompiledRoute] = Trie()

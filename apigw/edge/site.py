@@ -6,7 +6,6 @@ from twisted.internet.defer import Deferred
 
 from apigw.config.model import Limits
 from apigw.config.snapshot import Snapshot
-from apigw.core.client_address import client_ip
 from apigw.edge.channel import Channel
 from apigw.edge.request import Request
 from apigw.exchange import ClientRequest, Exchange
@@ -51,7 +50,7 @@ class Site:
         """Requests that begin from now on use this one."""
         self.generation = generation
         self.limits: Limits = generation.snapshot.config.limits
-        self._trusted = generation.snapshot.config.gateway.trusted_proxies
+        self._trusted = generation.snapshot.trusted_proxies
 
     # -- requests
 
@@ -59,8 +58,8 @@ class Site:
         """Begin an exchange; in_flight counts it until ended()."""
         self.in_flight += 1
         ex = Exchange(self.generation.snapshot, client, self.clock.seconds(), self.wall())
-        if self._trusted:
-            ex.client_ip = client_ip(client.peer_ip, client.fields.get(b"x-forwarded-for"), self._trusted)
+        if self._trusted is not None:
+            ex.client_ip = self._trusted.client_ip(client.peer_ip, client.fields.get(b"x-forwarded-for"))
         return ex
 
     def render(self, request: Request) -> None:

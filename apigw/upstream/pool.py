@@ -259,3 +259,8 @@ class Pool:
     @property
     def idle(self) -> int:
         return sum(len(member.idle) for member in self.members)
+
+    @property
+    def waiting(self) -> int:
+        """Requests in the queue for a connection."""
+        return len(self._queue)

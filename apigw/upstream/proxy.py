@@ -12,7 +12,6 @@ from twisted.web.resource import IResource
 from twisted.web.server import NOT_DONE_YET
 from zope.interface import implementer
 
-from apigw.core.client_address import is_trusted
 from apigw.core.headers import CORS_REPLY, reply_lines, request_lines
 from apigw.core.http1 import Head
 from apigw.errors import GatewayError
@@ -189,8 +188,8 @@ class Proxying:
         lines = request_lines(client.headers, client.fields.get(b"connection"), route.forward_cookies)
         peer = client.peer_ip.encode("ascii")
         proto, host_seen = b"https" if client.secure else b"http", client.authority
-        trusted = ex.snapshot.config.gateway.trusted_proxies
-        if trusted and is_trusted(client.peer_ip, trusted):
+        trusted = ex.snapshot.trusted_proxies
+        if trusted is not None and trusted.trusts(client.peer_ip):
             fields = client.fields
             chain = fields.get(b"x-forwarded-for")
             if chain:

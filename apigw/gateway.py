@@ -1,0 +1,77 @@
+"""The way of a request: the stages in order, each with its number in the contract (section 3)."""
+
+from typing import Any, Callable, Mapping
+
+from attrs import frozen
+
+from apigw.config.snapshot import Snapshot
+from apigw.core.trace import Randomness
+from apigw.net.deadlines import Deadlines
+from apigw.pipeline import Stage, compose
+from apigw.ports import CounterStore, KeySource, WallClock
+from apigw.stages.admission import Admission
+from apigw.stages.authentication import Authentication
+from apigw.stages.body_limit import BodyLimit
+from apigw.stages.canonical_path import CanonicalPath
+from apigw.stages.cors import Cors
+from apigw.stages.identity import RequestIdentity
+from apigw.stages.public_health import PublicHealth
+from apigw.stages.rate_limit import RateLimit, UnmatchedLimit
+from apigw.stages.routing import Routing
+from apigw.stages.self_answer import SelfAnswer
+from apigw.upstream.pool import Pool
+from apigw.upstream.proxy import Proxy
+
+
+@frozen
+class Parts:
+    """What stages need of the world; the same objects for all generations of a worker."""
+
+    clock: Any
+    deadlines: Deadlines
+    wall: WallClock
+    randomness: Randomness
+    in_flight: Callable[[], int]
+    ready: Callable[[], bool]
+    on_decision: Callable[[str, str], None]
+
+
+@frozen
+class Generation:
+    """One configuration at work. Requests keep the one they began with; a reload makes a new one."""
+
+    snapshot: Snapshot
+    root: Any
+
+
+def stages(
+    snapshot: Snapshot, parts: Parts, keys: KeySource | None, counters: CounterStore, local: CounterStore
+) -> list[Stage]:
+    """From the client down. Stage 1 is edge/channel.py, 10 and 11 the leaf, 12 edge/request.py, 13 the ledger."""
+    config = snapshot.config
+    unmatched = UnmatchedLimit(counters, snapshot.unmatched_tier, parts.wall, parts.on_decision)
+    return [
+        RequestIdentity(parts.randomness),  # 2   X-Request-ID, trace context
+        CanonicalPath(),  # 3                     400
+        PublicHealth(parts.ready),  #             /healthz for the balancer in front
+        Routing(snapshot.trie, unmatched.take),  # 4   404, 405
+        Cors(),  # 5                              preflight: 204
+        Admission(parts.in_flight, config.gateway.max_in_flight),  # 6   503 overloaded
+        Authentication(keys, token_policy(config.jwt), parts.wall),  # 7   401, 403, 503
+        RateLimit(counters, local, snapshot.global_tier, parts.wall, parts.on_decision),  # 8   429, 503
+        BodyLimit(),  # 9                         413
+        SelfAnswer(),  #                          backend_service: self
+    ]
+
+
+def build(
+    snapshot: Snapshot,
+    parts: Parts,
+    pools: Mapping[str, Pool],
+    keys: KeySource | None,
+    counters: CounterStore,
+    local: CounterStore,
+) -> Generation:
+    """Raises PipelineError when the stages do not fit together."""
+    leaf = Proxy(parts.clock, parts.deadlines, pools, snapshot.config.limits.buffer_body_bytes)  # 10, 11
+    return Generation(snapshot, compose(stages(snapshot, parts, keys, counters, local), leaf))

@@ -1,0 +1,86 @@
+"""What /status says and what gauges are read at a scrape: the worker's parts, asked in one place."""
+
+from typing import TYPE_CHECKING, Any
+
+import apigw
+
+if TYPE_CHECKING:
+    from apigw.upstream.pool import Pool
+    from apigw.worker import Worker
+
+
+def status(worker: "Worker") -> dict[str, object]:
+    """JSON-ready; for an operator at 2 AM: is it ready, what does it run, which instance is out."""
+    readiness = worker.readiness()
+    reloader = worker.reloader
+    return {
+        "instance": worker.config.gateway.instance_name,
+        "version": apigw.__version__,
+        "ready": readiness.ok,
+        "checks": dict(readiness.checks),
+        "config": {
+            "version": worker.config.version,
+            "routes": len(worker.config.routes),
+            "files": [str(path) for path in worker.config.sources],
+            "reloads_applied": reloader.applied,
+            "reloads_rejected": reloader.rejected,
+            "last_reload_error": reloader.last_error,
+        },
+        "listeners": worker.listeners.labels(),
+        "connections": len(worker.site.channels),
+        "in_flight": worker.site.in_flight,
+        "event_loop_lag_ms": round(worker.lag.lag_s() * 1000, 3),
+        "backends": {name: _backend(pool) for name, pool in worker.backends.pools.items()},
+    }
+
+
+def _backend(pool: "Pool") -> dict[str, object]:
+    return {
+        "owner": pool.backend.owner,
+        "connections": {"open": pool.open, "idle": pool.idle, "busy": pool.busy, "waiting": pool.waiting},
+        "max_connections": pool.backend.max_connections,
+        "instances": [
+            {"instance": member.label, "weight": member.instance.weight, "up": member.up, "failures": member.failures}
+            for member in pool.members
+        ],
+    }
+
+
+def watch(worker: "Worker") -> None:
+    """Register every gauge that lives in a part of the worker."""
+    metrics = worker.metrics
+    metrics.watch("in_flight_requests", lambda: worker.site.in_flight)
+    metrics.watch("connections", lambda: len(worker.site.channels))
+    metrics.watch("event_loop_lag_seconds", worker.lag.lag_s)
+    metrics.watch("config_last_reload_successful", lambda: 0.0 if worker.reloader.last_ok is False else 1.0)
+    metrics.watch_labelled("config_info", ("version",), lambda: [((worker.config.version,), 1.0)])
+    metrics.watch_labelled("backend_instance_up", ("backend", "instance"), lambda: _instances(worker))
+    metrics.watch_labelled("upstream_connections", ("backend", "state"), lambda: _connections(worker))
+    metrics.watch_labelled(
+        "tls_certificate_expiry_timestamp_seconds", ("host",), worker.listeners.certificate_expiry
+    )
+    metrics.watch_labelled(
+        "observer_failures_total",
+        ("observer",),
+        lambda: [((name,), float(n)) for name, n in worker.ledger.failures.items()],
+    )
+    metrics.watch("redis_up", lambda: None if worker.redis is None else float(worker.redis.up))
+    metrics.watch(
+        "jwks_last_success_timestamp_seconds", lambda: None if worker.keys is None else worker.keys.last_success_epoch_s
+    )
+    metrics.watch("jwks_refresh_failures_total", lambda: None if worker.keys is None else worker.keys.refresh_failures)
+
+
+def _instances(worker: "Worker") -> list[tuple[tuple[str, str], float]]:
+    return [
+        ((name, member.label), float(member.up))
+        for name, pool in worker.backends.pools.items()
+        for member in pool.members
+    ]
+
+
+def _connections(worker: "Worker") -> list[tuple[tuple[str, str], float]]:
+    rows: list[Any] = []
+    for name, pool in worker.backends.pools.items():
+        rows += [((name, "idle"), float(pool.idle)), ((name, "busy"), float(pool.busy))]
+    return rows

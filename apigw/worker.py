@@ -1,0 +1,240 @@
+"""One process that serves: its parts, the configuration in force, reload and drain.
+
+    start    bind -> counters, keys, health, log -> accept            a failed bind ends the process
+    reload   read, validate, compile (thread) -> bind new sockets -> swap -> close old ones
+    drain    stop accepting -> answer what is in flight -> close pools, Redis -> flush the log -> exit 0
+"""
+
+import random
+import signal
+from functools import partial
+from pathlib import Path
+from typing import Any, Callable
+
+from twisted.application.service import MultiService
+from twisted.internet.defer import Deferred, TimeoutError
+from twisted.internet.error import ReactorNotRunning
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+import apigw
+from apigw import gateway
+from apigw.adapters.access_log import AccessLog
+from apigw.adapters.health_probe import HealthProbe
+from apigw.adapters.jwks import JWKS
+from apigw.adapters.log_sinks import open_sinks
+from apigw.adapters.memory_counters import MemoryCounters
+from apigw.adapters.metrics import Metrics, watch_access_log
+from apigw.adapters.redis_counters import RedisCounters
+from apigw.config import files
+from apigw.config.model import Config
+from apigw.config.redact import redacted
+from apigw.config.restart import refuse_restart_only
+from apigw.config.snapshot import Snapshot
+from apigw.core.trace import Randomness
+from apigw.edge.admin import AdminService, Readiness, judge_readiness, make_admin_site
+from apigw.edge.ledger import Ledger
+from apigw.edge.listeners import Listeners
+from apigw.edge.site import Site
+from apigw.net.deadlines import Deadlines
+from apigw.net.memory import release_memory
+from apigw.ports import WallClock
+from apigw.status import status, watch
+from apigw.supervisor import signals
+from apigw.supervisor.lag import LoopLag
+from apigw.supervisor.reload import FileWatch, Reloader
+from apigw.upstream.backends import Backends
+
+log = Logger()
+
+_LOG_FLUSH_S = 5.0  # the access log's last chance at the end of the process
+
+
+class Worker(MultiService):
+    """The composition of one gateway process. Its children start in the order of __init__, after the listeners.
+
+    `load` reads the configuration; it and the compilation run in a thread when reloading.
+    Raises OSError when an address cannot be bound or a certificate cannot be read.
+    """
+
+    def __init__(
+        self, reactor: Any, main_file: Path, config: Config, load: Callable[[Path], Config], wall: WallClock
+    ) -> None:
+        super().__init__()
+        self._reactor = reactor
+        self._main_file = main_file
+        self._load = load
+        self._wall = wall
+        self._stopping = False
+        self.config = config
+        self.deadlines = Deadlines(reactor)
+        self.metrics = Metrics(apigw.__version__)
+        self.access_log = AccessLog(open_sinks(config.access_log), apigw.__version__, random.random)
+        self.ledger = Ledger([self.access_log.record, self.metrics.record])
+        self.local_counters = MemoryCounters()
+        self.redis = self._redis(config)  # None: rate limits count in this process
+        self.keys = self._key_source(config)  # None: no route wants a JWT
+        self.lag = LoopLag(reactor)
+        self.backends = Backends(reactor, self.deadlines, HealthProbe(reactor))
+        self._parts = gateway.Parts(
+            clock=reactor,
+            deadlines=self.deadlines,
+            wall=wall,
+            randomness=Randomness(),
+            in_flight=lambda: self.site.in_flight,
+            ready=lambda: self.readiness().ok,
+            on_decision=self.metrics.rate_limit_decided,
+        )
+        self.site = Site(reactor, self.deadlines, wall, self._generation(Snapshot(config), self.keys), self.ledger.record)
+        self.listeners = Listeners(reactor, self.site)
+        self.listeners.apply(self.listeners.prepare(config.listeners))
+        self.reloader = Reloader(reactor, self._prepare, self._apply)
+        pages = make_admin_site(self.readiness, partial(status, self), lambda: redacted(self.config), self.metrics.exposition)
+        children = (
+            self.lag,
+            self.redis,
+            self.keys,
+            self.backends,
+            FileWatch(reactor, config.config.poll_s, self._fingerprint, self.reloader.reload),
+            AdminService(reactor, config.admin.address, config.admin.port, pages),
+        )
+        for child in children:
+            if child is not None:
+                child.setServiceParent(self)
+        watch_access_log(self.metrics, self.access_log.sinks, self.access_log.sampled_out)
+        watch(self)
+
+    def _redis(self, config: Config) -> RedisCounters | None:
+        if config.redis is None or config.rate_limits.store != "redis":
+            return None
+        return RedisCounters(
+            self._connect_redis,
+            self._reactor,
+            self._reactor.after_turn,
+            config.redis,
+            on_batch=self.metrics.redis_answered,
+        )
+
+    def _key_source(self, config: Config) -> JWKS | None:
+        return None if config.jwt is None else JWKS(self._reactor, config.jwt, self._wall)
+
+    def _generation(self, snapshot: Snapshot, keys: JWKS | None) -> gateway.Generation:
+        pools = self.backends.configure(snapshot.config.backends)
+        counters = self.redis or self.local_counters
+        return gateway.build(snapshot, self._parts, pools, keys, counters, self.local_counters)
+
+    # -- start
+
+    def privilegedStartService(self) -> None:
+        signals.install(
+            self._reactor,
+            {
+                signal.SIGHUP: self.reloader.reload,
+                signal.SIGUSR1: self.access_log.reopen,
+                signal.SIGTERM: self.drain,
+                signal.SIGINT: self.drain,
+            },
+        )
+        super().privilegedStartService()
+
+    def startService(self) -> None:
+        self.access_log.start()
+        super().startService()
+        self.listeners.start()
+        release_memory()
+        log.info(
+            "serving {routes} routes, configuration {version}, on {where}",
+            routes=len(self.config.routes),
+            version=self.config.version,
+            where=", ".join(self.listeners.labels()),
+        )
+
+    # -- reload
+
+    def _fingerprint(self) -> object:
+        return files.fingerprint(self._main_file, self.config)
+
+    def _prepare(self) -> Snapshot:
+        return Snapshot(self._load(self._main_file))
+
+    def _apply(self, snapshot: Snapshot) -> "Deferred[None]":
+        return Deferred.fromCoroutine(self._swap(snapshot))
+
+    async def _swap(self, snapshot: Snapshot) -> None:
+        """All checks that can fail come first; what follows them cannot."""
+        config = snapshot.config
+        if self._stopping:
+            return
+        refuse_restart_only(self.config, config)
+        prepared = self.listeners.prepare(config.listeners)
+        keys = self.keys
+        if config.jwt != self.config.jwt:
+            keys = self._key_source(config)
+            try:
+                await first_keys(keys)
+            except Exception:
+                prepared.discard()
+                raise
+        self.site.swap(self._generation(snapshot, keys))
+        self.listeners.apply(prepared)
+        if keys is not self.keys:
+            if self.keys is not None:
+                self.keys.disownServiceParent()
+            if keys is not None:
+                keys.setServiceParent(self)
+            self.keys = keys
+        self.config = config
+        log.info("configuration {version} is in force", version=config.version)
+        self._reactor.callLater(1.0, release_memory)
+
+    # -- drain
+
+    def drain(self) -> None:
+        """SIGTERM: answer what is in flight, then end; a second one ends at once."""
+        if self._stopping:
+            self.site.abort_all()
+            return
+        self._stopping = True
+        log.info("draining: {n} requests in flight", n=self.site.in_flight)
+        self.listeners.stop()
+        drained = self.site.drain()
+        drained.addTimeout(self.config.gateway.drain_timeout_s, self._reactor)
+        drained.addErrback(self._drain_over)
+        drained.addBoth(lambda _: self._end())
+
+    def _drain_over(self, failure: Failure) -> None:
+        failure.trap(TimeoutError)
+        log.warn("drain timeout: {n} requests are cut", n=self.site.in_flight)
+        self.site.abort_all()
+
+    def _end(self) -> None:
+        try:
+            self._reactor.stop()
+        except ReactorNotRunning:
+            pass  # a second signal was quicker
+
+    async def _stop(self) -> None:
+        await super().stopService()
+        self.listeners.stop()
+        self.site.abort_all()
+        self.backends.close()
+        self.access_log.close(_LOG_FLUSH_S)
+
+    def stopService(self) -> "Deferred[None]":
+        return Deferred.fromCoroutine(self._stop())
+
+    # -- what the operator sees
+
+    def readiness(self) -> Readiness:
+        """The checks of /readyz and of the public /healthz."""
+        keys = self.keys
+        return judge_readiness(
+            config_version=self.config.version,
+            backends=len(self.backends.pools),
+            healthy_backends=self.backends.healthy(),
+            draining=self._stopping,
+            loop_lag_s=self.lag.lag_s(),
+            keys_usable=None if keys is None else keys.current() is not None,
+            keys_seen=None if keys is None else keys.last_success is not None,
+            redis_up=None if self.redis is None else self.redis.up,
+        )
