@@ -49,7 +49,7 @@ def stages(
 ) -> list[Stage]:
     """From the client down. Stage 1 is edge/channel.py, 10 and 11 the leaf, 12 edge/request.py, 13 the ledger."""
     config = snapshot.config
-    unmatched = UnmatchedLimit(counters, snapshot.unmatched_tier, parts.wall, parts.on_decision)
+    unmatched = UnmatchedLimit(counters, parts.wall, parts.on_decision)
     return [
         RequestIdentity(parts.randomness),  # 2   X-Request-ID, trace context
         CanonicalPath(),  # 3                     400

@@ -51,12 +51,14 @@ def judge_readiness(
     draining: bool,
     loop_lag_s: float,
     keys_usable: bool | None = None,
+    keys_seen: bool | None = None,
     redis_up: bool | None = None,
 ) -> Readiness:
     """The rule of /readyz. None for keys and Redis: not configured.
 
-    Keys and Redis are named and do not make an instance unready: all instances share them, and taking all of
-    them out would turn the failure of some routes into that of all. A configuration without any backend
+    An instance that has never had a key to verify tokens with is not ready: another one may have some. Keys
+    that went out of date and Redis are named and do not make it unready: all instances share them, and taking
+    all of them out would turn the failure of some routes into that of all. A configuration without any backend
     (all routes answered by the gateway itself) needs none healthy.
     """
     healthy = healthy_backends > 0 or (config_version is not None and backends == 0)
@@ -68,10 +70,12 @@ def judge_readiness(
         "loop": _check(in_time, f"lag {loop_lag_s * 1000.0:.1f} ms, at most {MAX_LOOP_LAG_S * 1000.0:.0f}"),
     }
     if keys_usable is not None:
-        checks["keys"] = _check(keys_usable, "usable" if keys_usable else "none: JWT routes answer 503", False)
+        detail = "usable" if keys_usable else "none: JWT routes answer 503"
+        checks["keys"] = _check(keys_usable, detail, not keys_seen)
     if redis_up is not None:
         checks["redis"] = _check(redis_up, "up" if redis_up else "down: routes follow their fail mode", False)
-    ok = config_version is not None and healthy and not draining and in_time
+    keys_ready = keys_usable is None or keys_usable or bool(keys_seen)
+    ok = config_version is not None and healthy and not draining and in_time and keys_ready
     return Readiness(ok, checks)
 
 
