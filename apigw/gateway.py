@@ -58,7 +58,7 @@ def stages(
         Cors(),  # 5                              preflight: 204
         Admission(parts.in_flight, config.gateway.max_in_flight),  # 6   503 overloaded
         Authentication(keys, token_policy(config.jwt), parts.wall),  # 7   401, 403, 503
-        RateLimit(counters, local, snapshot.global_tier, parts.wall, parts.on_decision),  # 8   429, 503
+        RateLimit(counters, local, parts.wall, parts.on_decision),  # 8   429, 503
         BodyLimit(),  # 9                         413
         SelfAnswer(),  #                          backend_service: self
     ]

@@ -101,7 +101,7 @@ class Worker(MultiService):
         for child in children:
             if child is not None:
                 child.setServiceParent(self)
-        watch_access_log(self.metrics, self.access_log.sinks, self.access_log.sampled_out)
+        watch_access_log(self.metrics, self.access_log.sinks, lambda: self.access_log.sampled_out)
         watch(self)
 
     def _redis(self, config: Config) -> RedisCounters | None:

@@ -22,6 +22,8 @@ from typing import Final
 
 from twisted.logger import Logger
 
+from apigw.config.model import AccessLog
+
 _CADENCE_S: Final = 0.05  # flush within 100 ms; 20 wake-ups a second when idle (0.02% of a core)
 _BATCH_LINES: Final = 1000  # joined for one write: about 500 KB, below 0.1 ms of the interpreter's lock
 _FIRST_RETRY_S: Final = 0.1
@@ -251,3 +253,11 @@ class StdoutSink(_ThreadedSink):
 
     def _let_go(self) -> None:
         self._fd = -1
+
+
+def open_sinks(section: AccessLog) -> list[FileSink | StdoutSink]:
+    """The sinks of `access_log:`, not started. Nothing is opened yet: a log that cannot be written stops no start."""
+    return [
+        FileSink(sink.path, section.buffer_entries) if sink.path is not None else StdoutSink(section.buffer_entries)
+        for sink in section.sinks
+    ]
