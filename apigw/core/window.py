@@ -105,7 +105,7 @@ def exhausted(previous: int, current: int, limit: int, share: float) -> bool:
 
 
 def judge(demand: Demand, previous: int, current: int, now_s: float) -> Judgement:
-    """What the counts mean at `now_s` (epoch seconds). Counts as of Counted; remaining is rounded down, never negative."""
+    """What the counts (as of Counted) mean at `now_s`, epoch seconds. remaining is rounded down, never negative."""
     _, _, limit, window_s = demand
     start_s = int(now_s // window_s) * window_s
     used = previous * (1.0 - (now_s - start_s) / window_s) + current

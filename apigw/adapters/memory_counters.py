@@ -1,0 +1,74 @@
+"""Rate counters in this process: the embedded default, and each worker's own count in fail mode `local`.
+
+Note [Bounded counters]
+  Clients choose their identifiers, so counters are kept for the most recently seen `max_entries` only, in the
+  order of their last use. Each call also looks at the two stalest and drops them when both their windows are
+  over: one new counter a call at most per demand, so the dead never pile up. `prune()` does the same for a
+  gateway that nobody calls any more.
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Final
+
+from apigw.core.window import Counted, Demand
+
+MAX_ENTRIES: Final = 100_000  # about 350 bytes each
+_LOOK_AT: Final = 2  # stalest entries looked at in one call
+
+
+class MemoryCounters:
+    """A CounterStore that answers at once. Not shared: with N workers a client has N times its limit.
+
+    An entry is [window's begin (epoch s), previous, current, epoch s at which it says nothing any more].
+    """
+
+    def __init__(self, max_entries: int = MAX_ENTRIES) -> None:
+        self._max_entries = max_entries
+        self._entries: OrderedDict[str, list[int]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def take(self, demands: Sequence[Demand], now_s: float) -> Counted:
+        """Count against all or none. Never raises CounterStoreDown."""
+        allowed = True
+        taken = []
+        for _, key, limit, window_s in demands:
+            start_s = int(now_s // window_s) * window_s
+            entry = self._entry(key, start_s, window_s)
+            taken.append(entry)
+            if entry[1] * (1.0 - (now_s - start_s) / window_s) + entry[2] >= limit:  # core.window.exhausted
+                allowed = False
+        if allowed:
+            for entry in taken:
+                entry[2] += 1
+        self.prune(now_s, _LOOK_AT)
+        return Counted(allowed, [(entry[1], entry[2]) for entry in taken])
+
+    def _entry(self, key: str, start_s: int, window_s: int) -> list[int]:
+        """The key's entry, rolled on to the window that begins at start_s."""
+        entries = self._entries
+        entry = entries.get(key)
+        if entry is None:
+            if len(entries) >= self._max_entries:
+                entries.popitem(last=False)
+            entry = entries[key] = [start_s, 0, 0, start_s + 2 * window_s]
+            return entry
+        entries.move_to_end(key)
+        if entry[0] != start_s:
+            # Anything but the next window: long ago, or the clock or the window's length was changed.
+            entry[1] = entry[2] if entry[0] == start_s - window_s else 0
+            entry[0], entry[2], entry[3] = start_s, 0, start_s + 2 * window_s
+        return entry
+
+    def prune(self, now_s: float, at_most: int) -> None:
+        """Drop up to `at_most` counters from the stale end whose windows are over at `now_s` (epoch seconds)."""
+        entries = self._entries
+        for _ in range(at_most):
+            if not entries:
+                return
+            key = next(iter(entries))
+            if entries[key][3] > now_s:
+                return
+            del entries[key]
