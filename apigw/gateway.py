@@ -10,7 +10,7 @@ from apigw.net.deadlines import Deadlines
 from apigw.pipeline import Stage, compose
 from apigw.ports import CounterStore, KeySource, WallClock
 from apigw.stages.admission import Admission
-from apigw.stages.authentication import Authentication
+from apigw.stages.authentication import Authentication, token_policy
 from apigw.stages.body_limit import BodyLimit
 from apigw.stages.canonical_path import CanonicalPath
 from apigw.stages.cors import Cors
@@ -18,6 +18,7 @@ from apigw.stages.identity import RequestIdentity
 from apigw.stages.public_health import PublicHealth
 from apigw.stages.rate_limit import RateLimit, UnmatchedLimit
 from apigw.stages.routing import Routing
+from apigw.stages.scopes import RequiredScopes
 from apigw.stages.self_answer import SelfAnswer
 from apigw.upstream.pool import Pool
 from apigw.upstream.proxy import Proxy
@@ -58,6 +59,7 @@ def stages(
         Cors(),  # 5                              preflight: 204
         Admission(parts.in_flight, config.gateway.max_in_flight),  # 6   503 overloaded
         Authentication(keys, token_policy(config.jwt), parts.wall),  # 7   401, 403, 503
+        RequiredScopes(),  #                      403 insufficient_scope
         RateLimit(counters, local, parts.wall, parts.on_decision),  # 8   429, 503
         BodyLimit(),  # 9                         413
         SelfAnswer(),  #                          backend_service: self

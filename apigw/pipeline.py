@@ -15,22 +15,22 @@ from apigw.exchange import Exchange
 
 
 class Stage(Protocol):
-    """One step of the pipeline. A request goes down through enter(), its reply comes up through leave()."""
+    """One step of the pipeline: plain code without Twisted, clock or socket."""
 
-    name: str  # label in docs, logs and build errors
-    needs: frozenset[str]  # Exchange parts that must exist before it
-    gives: str | None  # the one Exchange part it makes
+    @property
+    def name(self) -> str:
+        """For build errors, docs and logs."""
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Exchange parts that must exist before it."""
+
+    @property
+    def gives(self) -> str | None:
+        """The one Exchange part it makes."""
 
     def enter(self, ex: Exchange) -> "Any | Deferred[Any]":
         """Its part, or a Deferred of it. Raises GatewayError to refuse the request, Answered to answer it."""
-        ...
-
-
-class Leaving(Protocol):
-    """A stage that adds header lines to every reply of a request that it has seen or stopped."""
-
-    def leave(self, ex: Exchange) -> bytes:
-        """Complete header lines, each ended by CRLF, or b"". Never raises, never waits."""
         ...
 
 

@@ -89,7 +89,13 @@ class Worker(MultiService):
         self.listeners = Listeners(reactor, self.site)
         self.listeners.apply(self.listeners.prepare(config.listeners))
         self.reloader = Reloader(reactor, self._prepare, self._apply)
-        pages = make_admin_site(self.readiness, partial(status, self), lambda: redacted(self.config), self.metrics.exposition)
+        pages = make_admin_site(
+            reactor,
+            ready=self.readiness,
+            metrics=self.metrics.exposition,
+            status=partial(status, self),
+            config=lambda: redacted(self.config),
+        )
         children = (
             self.lag,
             self.redis,

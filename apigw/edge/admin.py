@@ -92,7 +92,7 @@ class _Page(Resource):
     isLeaf = True
 
     def __init__(self, make: Callable[[], Answer]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self._make = make
 
     def render(self, request: Any) -> bytes:
@@ -116,7 +116,7 @@ class _NoPage(Resource):
     isLeaf = True
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
 
     def render(self, request: Any) -> bytes:
         return _error(request, 404, "route_not_found", "There is no such page.")
@@ -126,7 +126,7 @@ class _Root(Resource):
     """The pages by name; twisted's own HTML for a missing child is not for this listener."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self._no_page = _NoPage()
 
     def getChild(self, path: bytes, request: Any) -> IResource:
@@ -174,7 +174,7 @@ def make_admin_site(
     root.putChild(b"metrics", _Page(lambda: (200, _METRICS, metrics())))
     root.putChild(b"status", _Page(lambda: (200, _JSON, _json(status()))))
     root.putChild(b"config", _Page(lambda: (200, _JSON, _json(config()))))
-    site = Site(root, timeout=CONNECTION_S, reactor=reactor, parsePOSTFormSubmission=False)  # type: ignore[no-untyped-call]
+    site = Site(root, timeout=CONNECTION_S, reactor=reactor, parsePOSTFormSubmission=False)
     site.protocol = _OneRequestChannel  # type: ignore[assignment]  # the stock one would also speak HTTP/2
     site.displayTracebacks = False
     site.log = lambda request: None  # type: ignore[method-assign]  # scrapes and probes are no news
@@ -196,20 +196,20 @@ class _BoundedConnection(ProtocolWrapper):
     _received_bytes = 0
 
     def makeConnection(self, transport: Any) -> None:
-        self._end = self.factory.reactor.callLater(CONNECTION_S, self.abortConnection)
-        super().makeConnection(transport)  # type: ignore[no-untyped-call]
+        super().makeConnection(transport)
+        self._end = self.factory.reactor.callLater(CONNECTION_S, transport.abortConnection)
 
     def dataReceived(self, data: bytes) -> None:
         self._received_bytes += len(data)
         if self._received_bytes > MAX_REQUEST_BYTES:
             self.abortConnection()
             return
-        super().dataReceived(data)  # type: ignore[no-untyped-call]
+        super().dataReceived(data)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         if self._end is not None and self._end.active():
             self._end.cancel()
-        super().connectionLost(reason)  # type: ignore[no-untyped-call]
+        super().connectionLost(reason)
 
 
 class _BoundedConnections(WrappingFactory):
@@ -219,7 +219,7 @@ class _BoundedConnections(WrappingFactory):
     protocol = _BoundedConnection
 
     def __init__(self, site: Site, reactor: IReactorTime) -> None:
-        super().__init__(site)  # type: ignore[no-untyped-call]
+        super().__init__(site)
         self.reactor = reactor
 
     def buildProtocol(self, addr: IAddress | None) -> ProtocolWrapper | None:  # type: ignore[override]  # Factory's None
@@ -241,7 +241,7 @@ class AdminService(Service):
     def startService(self) -> None:
         """Listen now. Raises CannotListenError when the port is taken: a gateway nobody can watch must not run."""
         self._listening = self._reactor.listenTCP(self._port, self._connections, interface=self._address)
-        super().startService()  # type: ignore[no-untyped-call]
+        super().startService()
 
     def listening_port(self) -> int:
         """The port in use. Raises RuntimeError before the start."""
@@ -251,7 +251,7 @@ class AdminService(Service):
 
     def stopService(self) -> Any:
         """Stop listening and drop what is open; a Deferred that fires when the port is free."""
-        super().stopService()  # type: ignore[no-untyped-call]
+        super().stopService()
         listening, self._listening = self._listening, None
         for connection in list(self._connections.protocols):
             connection.abortConnection()

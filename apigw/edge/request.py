@@ -173,7 +173,7 @@ class Request:
 
     def _unexpected(self, failure: Failure) -> None:
         log.failure("internal error", failure=failure, request_id=self.request_id)
-        self.fail(GatewayError(detail=f"{failure.type.__name__}: {failure.getErrorMessage()}"))
+        self.fail(GatewayError(detail=f"{type(failure.value).__name__}: {failure.getErrorMessage()}"))
 
     def answer(
         self, status: int, headers: tuple[tuple[bytes, bytes], ...], body: bytes, more_lines: bytes = b""

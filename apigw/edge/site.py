@@ -17,8 +17,11 @@ DRAIN_GRACE_S = 0.5  # an idle client that sends within it is answered, with Con
 class Generation(Protocol):
     """One configuration at work: its snapshot and the first Resource of its pipeline."""
 
-    snapshot: Snapshot
-    root: Any
+    @property
+    def snapshot(self) -> Snapshot: ...
+
+    @property
+    def root(self) -> Any: ...
 
 
 class Site:

@@ -86,7 +86,7 @@ class Poller(Service):
 
     def startService(self) -> None:
         """Begin; the first poll is made from here unless first_delay_s is set."""
-        Service.startService(self)  # type: ignore[no-untyped-call]
+        Service.startService(self)
         if self._poll_first_delay_s > 0:
             self._poll_timer = self.clock.callLater(self._poll_first_delay_s, self._poll_begin)
         else:
@@ -94,7 +94,7 @@ class Poller(Service):
 
     def stopService(self) -> None:
         """Stop at once; a poll in flight is cancelled and no longer counted."""
-        Service.stopService(self)  # type: ignore[no-untyped-call]
+        Service.stopService(self)
         self._poll_unset()
         in_flight, self._poll_in_flight = self._poll_in_flight, None
         if in_flight is not None:

@@ -26,7 +26,7 @@ log = Logger()
 class LeanReactor(EPollReactor):
     """The reactor of the daemon. Lean descriptors have `lean_io = True` and handle their own losses."""
 
-    seconds = staticmethod(time.monotonic)  # type: ignore[assignment]
+    seconds = staticmethod(time.monotonic)
 
     def __init__(self) -> None:
         self._turn_end: list[Callable[[], None]] = []

@@ -20,12 +20,13 @@ log = Logger()
 
 
 class Reloader(Generic[Prepared]):
-    """prepare() runs in a thread and may raise; apply(prepared) runs in the loop and may refuse by raising.
+    """prepare() runs in a thread and may raise; apply(prepared) runs in the loop,
+    may wait (a Deferred), and refuses by raising.
 
     One reload at a time: calls during one start exactly one more. last_ok: None before the first.
     """
 
-    def __init__(self, reactor: Any, prepare: Callable[[], Prepared], apply: Callable[[Prepared], None]) -> None:
+    def __init__(self, reactor: Any, prepare: Callable[[], Prepared], apply: Callable[[Prepared], Any]) -> None:
         self._reactor = reactor
         self._prepare = prepare
         self._apply = apply
@@ -54,11 +55,11 @@ class Reloader(Generic[Prepared]):
     def _refused(self, failure: Failure) -> None:
         self.last_ok, self.last_error = False, failure.getErrorMessage()
         self.rejected += 1
-        if failure.check(ConfigurationError):
+        if isinstance(failure.value, ConfigurationError):
             log.error("the new configuration is refused, the old one stays in force:")
             for problem in failure.value.problems:
                 log.error("  {problem}", problem=str(problem))
-        elif failure.check(OSError):
+        elif isinstance(failure.value, OSError):
             log.error("the new configuration is refused, the old one stays: {why}", why=failure.getErrorMessage())
         else:
             log.failure("the reload failed, the old configuration stays in force", failure=failure)

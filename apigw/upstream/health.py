@@ -72,7 +72,7 @@ class HealthCheck(Poller):
             self._failed(member, f"status {status}")
 
     def _unanswered(self, failure: Failure, member: Member) -> None:
-        self._failed(member, failure.getErrorMessage() or failure.type.__name__)
+        self._failed(member, failure.getErrorMessage() or type(failure.value).__name__)
 
     def live_failure(self, member: Member) -> None:
         """A request's connect failed."""

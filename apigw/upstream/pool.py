@@ -241,7 +241,7 @@ class Pool:
     def update(self, backend: Backend) -> None:
         """A reload: keep the members that stay, with their connections and their health."""
         known = {member.instance: member for member in self.members}
-        kept = [known.pop(instance, None) or Member(instance) for instance in backend.instances]
+        kept = [known.pop(instance) if instance in known else Member(instance) for instance in backend.instances]
         self.backend = backend
         self.members = kept
         self.rebalance()
