@@ -7,6 +7,7 @@ import socket
 from typing import Any, Protocol
 
 from twisted.internet.address import IPv4Address, IPv6Address
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IWriteDescriptor
 from twisted.internet.threads import deferToThreadPool
 from twisted.python.failure import Failure
@@ -151,9 +152,35 @@ class Connector:
         self._resolved[host, port] = (self._reactor.seconds(), address)
         return address
 
+    def open(self, host: str, port: int, timeout_s: float, protocol: Any) -> "Deferred[Any]":
+        """Connect `protocol`; fires with it, or fails with ConnectionError."""
+        opened: Deferred[Any] = Deferred()
+        self.connect(host, port, timeout_s, _Opening(self, protocol, opened))
+        return opened
+
     def transport(self, sock: socket.socket, peer: Any, protocol: Any) -> TCPTransport:
         """Put a transport on a connected socket; call its start() afterwards."""
         return TCPTransport(self._reactor, self._deadlines, sock, peer, protocol)
+
+
+class _Opening:
+    """Puts a protocol on the connection and fires a Deferred."""
+
+    def __init__(self, connector: Connector, protocol: Any, opened: "Deferred[Any]") -> None:
+        self._connector = connector
+        self._protocol = protocol
+        self._opened = opened
+
+    def connect_done(self, sock: socket.socket, peer: Any) -> None:
+        if self._opened.called:  # cancelled meanwhile
+            sock.close()
+            return
+        self._connector.transport(sock, peer, self._protocol).start()
+        self._opened.callback(self._protocol)
+
+    def connect_failed(self, reason: str, detail: str) -> None:
+        if not self._opened.called:
+            self._opened.errback(ConnectionError(f"{reason}: {detail}"))
 
 
 def _literal(host: str, port: int) -> Address | None:
