@@ -144,7 +144,7 @@ def _upstream_s(ex: Exchange) -> float | None:
 
 
 def _target(ex: Exchange) -> tuple[str | None, str | None]:
-    """(path, query) without secrets: the canonical path, else the raw target. Cut first: no name is cut from its value."""
+    """(path, query) without secrets: the canonical path, else the raw target; the query is cut before it is read."""
     target = ex.target
     if target is not None:
         query = target.query
@@ -170,7 +170,8 @@ def _cut(fields: dict[str, Any]) -> bytes:
     """The entry with every text cut until it fits: escapes make six bytes of one character."""
     line = b""
     for chars in _HARDER_CUTS:
-        line = _dumps({name: _text(value)[:chars] if isinstance(value, str) else value for name, value in fields.items()})
+        cut = {name: _text(value)[:chars] if isinstance(value, str) else value for name, value in fields.items()}
+        line = _dumps(cut)
         if len(line) <= MAX_LOG_ENTRY_BYTES:
             break
     return line

@@ -256,8 +256,16 @@ class StdoutSink(_ThreadedSink):
 
 
 def open_sinks(section: AccessLog) -> list[FileSink | StdoutSink]:
-    """The sinks of `access_log:`, not started. Nothing is opened yet: a log that cannot be written stops no start."""
-    return [
-        FileSink(sink.path, section.buffer_entries) if sink.path is not None else StdoutSink(section.buffer_entries)
-        for sink in section.sinks
-    ]
+    """The sinks of `access_log:`, not started. Nothing is opened yet: a log that cannot be written stops no start.
+
+    A type that this version cannot write (kafka) is reported and left out.
+    """
+    sinks: list[FileSink | StdoutSink] = []
+    for sink in section.sinks:
+        if sink.type == "file" and sink.path is not None:
+            sinks.append(FileSink(sink.path, section.buffer_entries))
+        elif sink.type == "stdout":
+            sinks.append(StdoutSink(section.buffer_entries))
+        else:
+            log.error("access log: a sink of type {type} cannot be written by this version", type=sink.type)
+    return sinks

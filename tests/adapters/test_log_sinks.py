@@ -1,4 +1,4 @@
-"""Lines reach files, FIFOs and pipes; whatever happens there, write() returns at once and no line is torn or miscounted."""
+"""Lines reach files, FIFOs and pipes; whatever happens there, write() returns at once and every line is counted."""
 
 import json
 import os
@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Callable
 
 import pytest
+from twisted.logger import globalLogPublisher
 
-from apigw.adapters.log_sinks import FileSink, StdoutSink
+from apigw.adapters.log_sinks import FileSink, StdoutSink, open_sinks
+from apigw.config.model import AccessLog, Sink
 
 LINES = [json.dumps({"n": n, "pad": "x" * 300}).encode() + b"\n" for n in range(3000)]
 
@@ -261,8 +263,6 @@ def test_a_file_that_a_dead_process_left_in_the_middle_of_a_line_is_mended_first
 
 
 def test_a_failure_is_reported_once_and_so_is_its_end(tmp_path: Path) -> None:
-    from twisted.logger import globalLogPublisher
-
     events: list[str] = []
 
     def observe(event: dict[str, object]) -> None:
@@ -321,3 +321,14 @@ def test_write_never_waits_while_the_disk_does(tmp_path: Path) -> None:
     assert sink.dropped() >= 29_500 - 1000
     sink.close(0.1)
     assert sink.dropped() == 30_000
+
+
+def test_the_configurations_sinks_are_made_by_type_and_nothing_is_opened(tmp_path: Path) -> None:
+    section = AccessLog(sinks=(Sink("file", tmp_path / "log"), Sink("kafka"), Sink("stdout")), buffer_entries=2)
+    sinks = open_sinks(section)
+    assert [type(sink) for sink in sinks] == [FileSink, StdoutSink]
+    assert not (tmp_path / "log").exists()
+    for sink in sinks:
+        for line in LINES[:3]:
+            sink.write(line)
+        assert sink.dropped() == 1

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
+from twisted.logger import globalLogPublisher
 
 from apigw.adapters.log_sinks import FileSink
 from apigw.adapters.metrics import Metrics, watch_access_log
@@ -111,8 +112,6 @@ def test_watched_series_are_read_at_each_scrape() -> None:
 
 
 def test_a_raising_callable_costs_its_own_series_and_is_logged_once_until_it_works_again() -> None:
-    from twisted.logger import globalLogPublisher
-
     events: list[dict[str, object]] = []
 
     def observe(event: dict[str, object]) -> None:

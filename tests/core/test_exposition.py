@@ -9,7 +9,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from apigw.core.exposition import Histogram, header, histogram_samples, number, samples
 
 # The parser splits on line ends that are not "\n" too; Prometheus does not. Labels come from configuration anyway.
-_LABELS = st.text(st.characters(exclude_categories=["Cs", "Cc", "Zl", "Zp"]) | st.sampled_from('\\"\n{},='), max_size=30)
+_CHARACTERS = st.characters(exclude_categories=["Cs", "Cc", "Zl", "Zp"]) | st.sampled_from('\\"\n{},=')
+_LABELS = st.text(_CHARACTERS, max_size=30)
 _VALUES = st.floats() | st.integers(-(2**60), 2**60).map(float)
 
 

@@ -158,7 +158,8 @@ async def test_a_page_that_cannot_be_made_is_500_without_detail_and_the_others_s
 
 @pytest_twisted.ensureDeferred
 async def test_a_connection_is_cut_when_it_sends_too_much(service: AdminService) -> None:
-    talk = await connected(service, b"POST /status HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999\r\n\r\n" + b"x" * 70_000)
+    head = b"POST /status HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999\r\n\r\n"
+    talk = await connected(service, head + b"x" * 70_000)
     assert b"200" not in await talk.ended.addTimeout(5, reactor)
 
 

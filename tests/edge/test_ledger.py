@@ -1,5 +1,7 @@
 """An observer that fails costs its own record, never the request or the other observers."""
 
+from twisted.logger import globalLogPublisher
+
 from apigw.edge.ledger import Ledger
 from apigw.exchange import Exchange
 from apigw.testing import ended_exchange
@@ -27,8 +29,6 @@ def test_a_failing_observer_is_counted_and_the_next_one_still_runs() -> None:
 
 
 def test_a_failing_observer_is_logged_at_most_every_ten_seconds() -> None:
-    from twisted.logger import globalLogPublisher
-
     events: list[dict[str, object]] = []
 
     def observe(event: dict[str, object]) -> None:
