@@ -85,7 +85,9 @@ class Poller(Service):
         return len(self._poll_waiting)
 
     def startService(self) -> None:
-        """Begin; the first poll is made from here unless first_delay_s is set."""
+        """Begin; the first poll is made from here unless first_delay_s is set. Nothing when it runs already."""
+        if self.running:
+            return
         Service.startService(self)
         if self._poll_first_delay_s > 0:
             self._poll_timer = self.clock.callLater(self._poll_first_delay_s, self._poll_begin)
