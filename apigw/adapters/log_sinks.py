@@ -93,9 +93,8 @@ class _ThreadedSink:
         return self._errors
 
     def reopen(self) -> None:
-        """Have the thread open the destination again (it was renamed). Returns at once."""
+        """Have the thread open the destination again (it was renamed), at its next look. Safe in a signal handler."""
         self._reopen = True
-        self._wake.set()
 
     def close(self, timeout_s: float) -> bool:
         """Write what waits within `timeout_s`, then stop; blocks. What is left counts as dropped.
