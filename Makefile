@@ -1,0 +1,70 @@
+# Two commands: `make run` (the demo) and `make test` (what CI runs). The rest is for those who change the code.
+
+PYTHONS := python3.11 python3.12 python3.13 python3.14 python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --require-hashes
+SYSTEM_PACKAGES := redis-server curl
+FLAGS ?=
+
+.PHONY: run test bench check format lock clean .venv system-packages
+.DELETE_ON_ERROR:
+
+run: .venv/installed  ## the gateway with sample backends and an identity service; Ctrl-C stops all of it
+	$(BIN)/python etc/demo/run.py $(FLAGS)
+
+test: check system-packages  ## the checks and all tests; FLAGS="-k name -x" goes to pytest
+	$(BIN)/python -m pytest $(FLAGS)
+
+bench: .venv/installed system-packages  ## the benchmark with peers, docs/benchmarking.md; FLAGS="--quick" goes to it
+	$(BIN)/python bench/run.py $(FLAGS)
+
+check: .venv/installed-test  ## format, lint, types, the direction of imports
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: .venv/installed-test
+	$(BIN)/ruff check --fix-only
+	$(BIN)/ruff format
+
+.venv: .venv/installed-test
+
+# A virtual environment with pinned packages, and this checkout on its path: twistd finds the service from anywhere.
+.venv/bin/activate:
+	@.ci/virtualenv .venv $(PYTHONS)
+
+.venv/installed: .venv/bin/activate requirements.lock
+	$(PIP) -r requirements.lock
+	@$(BIN)/python -c 'import pathlib, sysconfig; \
+	    pathlib.Path(sysconfig.get_path("purelib"), "apigw-checkout.pth").write_text("$(CURDIR)\n")'
+	@cd / && "$(CURDIR)/$(BIN)/twistd" --help | grep -q '^ *apigw ' || { echo "twistd does not find apigw" >&2; exit 1; }
+	@touch $@
+
+.venv/installed-test: .venv/installed requirements-test.lock
+	$(PIP) -r requirements-test.lock
+	@touch $@
+
+# RUNLEVEL=1: a package's service stays off, tests start servers of their own on free ports.
+system-packages:
+	@missing=; for name in $(SYSTEM_PACKAGES); do command -v $$name >/dev/null || missing="$$missing $$name"; done; \
+	if [ -z "$$missing" ]; then exit 0; fi; \
+	if [ "$$(id -u)" != 0 ]; then echo "please install:$$missing (apt-get install$$missing)" >&2; exit 1; fi; \
+	export DEBIAN_FRONTEND=noninteractive RUNLEVEL=1; \
+	apt-get update -qq && apt-get install -y -qq --no-install-recommends $$missing </dev/null
+
+# The locks, anew: the newest versions that requirements*.in allow, every file of them by its hash.
+COMPILE := CUSTOM_COMPILE_COMMAND="make lock" .venv-lock/bin/pip-compile --quiet --upgrade --generate-hashes --strip-extras \
+	--allow-unsafe --no-emit-index-url --no-emit-find-links --no-emit-trusted-host
+lock:
+	@.ci/virtualenv .venv-lock $(PYTHONS)
+	.venv-lock/bin/python -m pip --disable-pip-version-check install --quiet pip-tools
+	$(COMPILE) -o requirements.lock requirements.in
+	$(COMPILE) -c requirements.lock -o requirements-test.lock requirements.in requirements-test.in
+	rm -r .venv-lock
+
+clean:  ## everything that these targets made
+	rm -rf .venv .venv-lock .bench build dist *.egg-info etc/demo/state
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache _trial_temp
+	rm -f twisted/plugins/dropin.cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
