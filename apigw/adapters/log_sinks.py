@@ -146,14 +146,20 @@ class _ThreadedSink:
         self._refresh()
         while self._take():
             self._mend()
-            self._account(self._put(memoryview(b"".join(self._batch))[self._at :]))
+            data = memoryview(b"".join(self._batch))[self._at :]
+            done = self._put(data)
+            if done == len(data):  # nearly always
+                self._written += len(self._batch)
+                self._batch.clear()
+                self._at = 0
+            else:
+                self._account(done)
 
     def _take(self) -> bool:
         """Fill the hand when it is empty. False: nothing to write."""
         if not self._batch:
             lines = self._lines
-            for _ in range(min(len(lines), _BATCH_LINES)):
-                self._batch.append(lines.popleft())
+            self._batch.extend([lines.popleft() for _ in range(min(len(lines), _BATCH_LINES))])
         return bool(self._batch) and not self._abandoned
 
     def _mend(self) -> None:
