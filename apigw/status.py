@@ -56,9 +56,7 @@ def watch(worker: "Worker") -> None:
     metrics.watch_labelled("config_info", ("version",), lambda: [((worker.config.version,), 1.0)])
     metrics.watch_labelled("backend_instance_up", ("backend", "instance"), lambda: _instances(worker))
     metrics.watch_labelled("upstream_connections", ("backend", "state"), lambda: _connections(worker))
-    metrics.watch_labelled(
-        "tls_certificate_expiry_timestamp_seconds", ("host",), worker.listeners.certificate_expiry
-    )
+    metrics.watch_labelled("tls_certificate_expiry_timestamp_seconds", ("host",), worker.listeners.certificate_expiry)
     metrics.watch_labelled(
         "observer_failures_total",
         ("observer",),

@@ -1,8 +1,8 @@
 """One process that serves: its parts, the configuration in force, reload and drain.
 
-    start    bind -> counters, keys, health, log -> accept            a failed bind ends the process
-    reload   read, validate, compile (thread) -> bind new sockets -> swap -> close old ones
-    drain    stop accepting -> answer what is in flight -> close pools, Redis -> flush the log -> exit 0
+start    bind -> counters, keys, health, log -> accept            a failed bind ends the process
+reload   read, validate, compile (thread) -> bind new sockets -> swap -> close old ones
+drain    stop accepting -> answer what is in flight -> close pools, Redis -> flush the log -> exit 0
 """
 
 import random
@@ -25,7 +25,8 @@ from apigw.adapters.jwks import JWKS
 from apigw.adapters.log_sinks import open_sinks
 from apigw.adapters.memory_counters import MemoryCounters
 from apigw.adapters.metrics import Metrics, watch_access_log
-from apigw.adapters.redis_counters import RedisCounters
+from apigw.adapters.redis_counters import CONNECT_TIMEOUT_S, RedisCounters
+from apigw.adapters.redis_link import RedisAddress
 from apigw.config import files
 from apigw.config.model import Config
 from apigw.config.redact import redacted
@@ -36,6 +37,8 @@ from apigw.edge.admin import AdminService, Readiness, judge_readiness, make_admi
 from apigw.edge.ledger import Ledger
 from apigw.edge.listeners import Listeners
 from apigw.edge.site import Site
+from apigw.errors import ConfigurationError
+from apigw.net.connect import Connector
 from apigw.net.deadlines import Deadlines
 from apigw.net.memory import release_memory
 from apigw.ports import WallClock
@@ -85,7 +88,8 @@ class Worker(MultiService):
             ready=lambda: self.readiness().ok,
             on_decision=self.metrics.rate_limit_decided,
         )
-        self.site = Site(reactor, self.deadlines, wall, self._generation(Snapshot(config), self.keys), self.ledger.record)
+        first = self._generation(Snapshot(config), self.keys)
+        self.site = Site(reactor, self.deadlines, wall, first, self.ledger.record)
         self.listeners = Listeners(reactor, self.site)
         self.listeners.apply(self.listeners.prepare(config.listeners))
         self.reloader = Reloader(reactor, self._prepare, self._apply)
@@ -113,8 +117,10 @@ class Worker(MultiService):
     def _redis(self, config: Config) -> RedisCounters | None:
         if config.redis is None or config.rate_limits.store != "redis":
             return None
+        where = RedisAddress.of(config.redis.url)
+        connector = Connector(self._reactor, self.deadlines)
         return RedisCounters(
-            self._connect_redis,
+            lambda link: connector.open(where.host, where.port, CONNECT_TIMEOUT_S, link),
             self._reactor,
             self._reactor.after_turn,
             config.redis,
@@ -175,10 +181,9 @@ class Worker(MultiService):
         prepared = self.listeners.prepare(config.listeners)
         keys = self.keys
         if config.jwt != self.config.jwt:
-            keys = self._key_source(config)
             try:
-                await first_keys(keys)
-            except Exception:
+                keys = await self._new_keys(config)
+            except ConfigurationError:
                 prepared.discard()
                 raise
         self.site.swap(self._generation(snapshot, keys))
@@ -186,12 +191,21 @@ class Worker(MultiService):
         if keys is not self.keys:
             if self.keys is not None:
                 self.keys.disownServiceParent()
-            if keys is not None:
-                keys.setServiceParent(self)
             self.keys = keys
         self.config = config
         log.info("configuration {version} is in force", version=config.version)
         self._reactor.callLater(1.0, release_memory)
+
+    async def _new_keys(self, config: Config) -> JWKS | None:
+        """A started key source with keys. Raises ConfigurationError when it has none: tokens would be refused."""
+        keys = self._key_source(config)
+        if keys is None:
+            return None
+        keys.setServiceParent(self)
+        if keys.current() is None and not await keys.poll_now():
+            keys.disownServiceParent()
+            raise ConfigurationError(("auth.jwt: its key set cannot be read; the old one stays in use",))
+        return keys
 
     # -- drain
 

@@ -86,9 +86,7 @@ class Pool:
 
     def rebalance(self) -> None:
         """After the health or the set of members changed."""
-        self._balance = SmoothRoundRobin(
-            [(member, member.instance.weight) for member in self.members if member.up]
-        )
+        self._balance = SmoothRoundRobin([(member, member.instance.weight) for member in self.members if member.up])
 
     # -- for requests
 
@@ -178,7 +176,12 @@ class Pool:
         self._detached.pop(connection, None)
         now_s = self._reactor.seconds()
         member = connection.member
-        if self.closed or not member.up or member not in self.members or now_s - connection.born_s > self.backend.max_lifetime_s:
+        if (
+            self.closed
+            or not member.up
+            or member not in self.members
+            or now_s - connection.born_s > self.backend.max_lifetime_s
+        ):
             connection.kill()
             return
         if self._queue:
