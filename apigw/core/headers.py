@@ -66,6 +66,7 @@ CORS_REPLY = frozenset(
 _REPLY_DROP = HOP_BY_HOP | REPLY_OWN
 
 _MEMO_MAX = 2048  # header names come from clients: remembered up to here, judged anew beyond
+_MEMO_NAME_BYTES = 64  # longer ones are judged anew too: 2048 names of 8 KiB would stay for ever
 _passes: dict[bytes, bool] = {}
 
 
@@ -80,7 +81,7 @@ def passes(lower: bytes) -> bool:
             or loose == b"cookie"
             or loose.startswith(_GATEWAY_ONLY_PREFIXES)
         )
-        if len(_passes) < _MEMO_MAX:
+        if len(_passes) < _MEMO_MAX and len(lower) <= _MEMO_NAME_BYTES:
             _passes[lower] = known
     return known
 
