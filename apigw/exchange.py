@@ -88,10 +88,14 @@ class Identity:
 
 @frozen
 class Target:
-    """The canonical path (one spelling, see core/paths.py) and the query string as it came, without "?"."""
+    """The canonical path (one spelling, see core/paths.py) and the query string as it came, without "?".
+
+    wire: the path as a backend gets it; it differs from `path` in the case of hex digits at most.
+    """
 
     path: str
     query: str
+    wire: str
 
 
 class Principal:

@@ -51,7 +51,7 @@ def ended_exchange(snapshot: Snapshot | None = None, *, method: str = "GET", **f
     snapshot = snapshot or small_snapshot()
     ex = Exchange(snapshot, request, 100.0, 1738852200.042)
     ex.identity = Identity("req-abc123", "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331", None, True, b"")
-    ex.target = Target("/users/me", "page=2")
+    ex.target = Target("/users/me", "page=2", "/users/me")
     ex.route = snapshot.routes["route-users"]
     ex.principal = Principal(user_id="user_789")
     ex.verdict = RateVerdict(100, 53, 1738852260)

@@ -7,7 +7,8 @@ Note [Canonical paths]
   ".." above the root. Otherwise: repeated slashes become one, then dot segments go (RFC 3986 5.2.4),
   %-escapes of unreserved characters are decoded (6.2.2.2), all others have upper-case hex (6.2.2.1), and
   what RFC 3986 does not allow but browsers send as it is ([ ] | ^ { } " < > `) is escaped.
-  The result is never decoded again: %252e stays %252e.
+  The result is never decoded again: %252e stays %252e. A backend gets the hex digits in the client's case, as
+  from other proxies; in nothing else does its path differ from the one that was routed.
 """
 
 import re
@@ -59,10 +60,17 @@ def valid_authority(authority: bytes) -> bool:
 
 def canonical(target: bytes) -> tuple[str, str]:
     """(path, query) of an origin-form target. Raises AmbiguousPath. See Note [Canonical paths]."""
+    path, query, _ = canonical_and_wire(target)
+    return path, query
+
+
+def canonical_and_wire(target: bytes) -> tuple[str, str, str]:
+    """(path, query, path as a backend gets it). Raises AmbiguousPath. See Note [Canonical paths]."""
     match = _PLAIN.fullmatch(target)
     if match is not None and match.group(1):
         path, query = match.groups()
-        return path.decode("ascii"), query.decode("ascii") if query else ""
+        text = path.decode("ascii")
+        return text, query.decode("ascii") if query else "", text
     if target[:1] != b"/":
         raise AmbiguousPath("target does not begin with a slash")
     raw, _, raw_query = target.partition(b"?")
@@ -70,7 +78,10 @@ def canonical(target: bytes) -> tuple[str, str]:
         raise AmbiguousPath("query has a character that needs escaping")
     if _PATH.fullmatch(raw) is None:
         raise AmbiguousPath("path has a character that needs escaping")
-    return _without_dots(_normal_escapes(raw)), raw_query.decode("ascii")
+    wire = _without_dots(_normal_escapes(raw))
+    first, *pieces = wire.split("%")
+    path = "".join([first, *(f"%{piece[:2].upper()}{piece[2:]}" for piece in pieces)])
+    return path, raw_query.decode("ascii"), wire
 
 
 def _normal_escapes(raw: bytes) -> bytes:
@@ -97,10 +108,10 @@ def _acceptable_escapes() -> dict[bytes, bytes]:
     """The two digits of each acceptable escape, in any case, and what stands for it in a canonical path."""
     table = {}
     for octet in set(range(0x20, 0x100)) - {0x7F} - set(b"/\\"):
-        normal = bytes((octet,)) if octet in _UNRESERVED else b"%%%02X" % octet
         for high in {f"{octet >> 4:x}", f"{octet >> 4:X}"}:
             for low in {f"{octet & 15:x}", f"{octet & 15:X}"}:
-                table[f"{high}{low}".encode("ascii")] = normal
+                digits = f"{high}{low}".encode("ascii")
+                table[digits] = bytes((octet,)) if octet in _UNRESERVED else b"%" + digits
     return table
 
 
@@ -113,7 +124,7 @@ def _refusal(digits: bytes) -> str:
 _ESCAPES = _acceptable_escapes()
 _HEX = re.compile(rb"[0-9A-Fa-f]{2}")
 _BARE = [(bytes((octet,)), b"%%%02X" % octet) for octet in b"[]|^{}\"<>`"]
-_DOT_PARAMETER = re.compile(r"\.\.?(?:;|%3B)")
+_DOT_PARAMETER = re.compile(r"\.\.?(?:;|%3[Bb])")
 
 
 def _without_dots(escaped: bytes) -> str:

@@ -1,6 +1,6 @@
 """Stage 3: one spelling of the path (core/paths.py says which, and what is refused)."""
 
-from apigw.core.paths import canonical
+from apigw.core.paths import canonical_and_wire
 from apigw.exchange import Exchange, Target
 
 
@@ -12,4 +12,4 @@ class CanonicalPath:
     gives = "target"
 
     def enter(self, ex: Exchange) -> Target:
-        return Target(*canonical(ex.request.target))
+        return Target(*canonical_and_wire(ex.request.target))

@@ -143,10 +143,6 @@ class Proxying:
         ex = self._exchange
         if ex.upstream_started_s is None:
             ex.upstream_started_s = self._proxy.clock.seconds()
-        if connection.reused and ex.request.method not in _REPLAYABLE and connection.transport.stale():
-            connection.kill()
-            self._pool.acquire(self)
-            return
         self._connection = connection
         self._member = connection.member
         ex.instance = connection.member.label
@@ -182,7 +178,7 @@ class Proxying:
         ex = self._exchange
         client, route, target, identity = ex.request, ex.route, ex.target, ex.identity
         assert route is not None and target is not None and identity is not None
-        path = target.path[route.strip :] or "/"
+        path = target.wire[route.strip :] or "/"
         if target.query:
             path = f"{path}?{target.query}"
         lines = request_lines(client.headers, client.fields.get(b"connection"), route.forward_cookies)

@@ -175,7 +175,7 @@ def test_any_entry_is_one_line_of_valid_json_with_exactly_the_keys_in_8_kib(
 ) -> None:  # fmt: skip
     request = ClientRequest(method, raw, [], {b"user-agent": agent})
     ex = ended_exchange(
-        request=request, target=Target(path, query) if canonical else None, principal=Principal(user_id=user_id),
+        request=request, target=Target(path, query, path) if canonical else None, principal=Principal(user_id=user_id),
         error_message=message, error_type=kind, client_ip=client_ip,
     )  # fmt: skip
     checked(make_log().entry(ex))
