@@ -1,0 +1,197 @@
+"""One connection to Redis: packed commands out, replies to whoever waits for them, in order, and an eye on silence.
+
+    open     bytes that are not Redis' protocol, or a reply nobody waits for   closed: on_lost
+    open     the oldest watched write unanswered for timeout_s                 on_silent; open
+    open     the connection ends                                               closed: on_lost
+    any      drop()                                                            closed, and nothing is called any more
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Any, Final
+from urllib.parse import unquote, urlsplit
+
+import hiredis
+from attrs import field, frozen
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.protocol import Protocol, connectionDone
+from twisted.python.failure import Failure
+
+_MAX_REPLY_BYTES: Final = 65_536  # of one unfinished reply; ours have a hundred
+_SCHEMES: Final = {"redis": False, "rediss": True}
+
+
+Taker = Callable[[Any], None]  # gets its reply; an error reply is a hiredis.ReplyError
+
+
+def pack(*words: str | bytes | int) -> bytes:
+    """One command as the wire wants it."""
+    command: bytes = hiredis.pack_command(words)  # type: ignore[arg-type]  # its stub wants a tuple of one
+    return command
+
+
+@frozen
+class RedisAddress:
+    """Where Redis is and how to begin there. `tls` is for whoever connects; `opening` are the first commands."""
+
+    host: str
+    port: int
+    tls: bool
+    opening: tuple[bytes, ...] = field(repr=False)  # may hold a password
+
+    @classmethod
+    def of(cls, url: str) -> "RedisAddress":
+        """Of redis://[[user]:password@]host[:port][/db], or rediss:// for TLS. Raises ValueError, without the URL."""
+        parts = urlsplit(url)
+        if parts.scheme not in _SCHEMES or not parts.hostname:
+            raise ValueError("a Redis URL is redis://[:password@]host:port/db, or rediss:// for TLS")
+        opening: list[bytes] = []
+        if parts.password:
+            user = [unquote(parts.username)] if parts.username else []  # a user of its own: Redis 6
+            opening.append(pack("AUTH", *user, unquote(parts.password)))
+        database = parts.path.strip("/")
+        if database and not (database.isascii() and database.isdigit()):
+            raise ValueError("the path of a Redis URL is the number of a database")
+        if int(database or 0):
+            opening.append(pack("SELECT", int(database)))
+        return cls(parts.hostname, parts.port or 6379, _SCHEMES[parts.scheme], tuple(opening))
+
+
+class RedisLink(Protocol):
+    """Made anew for each connection, by redis_counters.py.
+
+    on_ready(link) when connected; on_lost(link, reason) once at the end; on_silent(link) when the oldest write of
+    checks is not answered within timeout_s; on_batch(seconds, checks) when one is answered, late or not.
+    """
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        timeout_s: float,
+        on_ready: "Callable[[RedisLink], None]",
+        on_lost: "Callable[[RedisLink, str], None]",
+        on_silent: "Callable[[RedisLink], None]",
+        on_batch: Callable[[float, int], None],
+    ) -> None:
+        self.waiting: deque[Taker] = deque()  # in the order of the replies to come
+        self._clock = clock
+        self._timeout_s = timeout_s
+        self._on_ready = on_ready
+        self._on_lost = on_lost
+        self._on_silent = on_silent
+        self._on_batch = on_batch
+        self._writes: deque[tuple[float, int, int]] = deque()  # of checks: (sent at, number of last reply, checks)
+        self._asked = self._answered = 0  # replies wanted and got
+        self._timer: Any = None  # one for all: of the oldest write
+        self._reader = hiredis.Reader()
+        self._unfinished_bytes = 0
+        self._dropped = False
+
+    # -- asking
+
+    def connectionMade(self) -> None:
+        transport: Any = self.transport
+        if self._dropped:  # connected after we gave up waiting for it
+            transport.abortConnection()
+            return
+        transport.setTcpNoDelay(True)  # else a write waits for the answer to the one before
+        self._on_ready(self)
+
+    def ask(self, data: bytes, takers: Iterable[Taker], checks: int = 0) -> None:
+        """Send packed commands, one taker each. With `checks` their round trip is measured and its silence told."""
+        waiting = self.waiting
+        before = len(waiting)
+        waiting.extend(takers)
+        self._asked += len(waiting) - before
+        if checks:
+            self._writes.append((self._clock.seconds(), self._asked, checks))
+            if self._timer is None:
+                self._timer = self._clock.callLater(self._timeout_s, self._look)
+        transport: Any = self.transport
+        transport.write(data)
+
+    # -- silence
+
+    def _look(self) -> None:
+        """Is the oldest write overdue? If so the socket is read once more before we say so: it may be our own loop
+        that was late, with the answer waiting in the kernel."""
+        self._timer = None
+        if self._writes:
+            sent_s, last_reply, _ = self._writes[0]
+            left_s = sent_s + self._timeout_s - self._clock.seconds()
+            if left_s > 0:
+                self._timer = self._clock.callLater(left_s, self._look)
+            else:
+                self._timer = self._clock.callLater(0, self._judge_silence, last_reply)
+
+    def _judge_silence(self, last_reply: int) -> None:
+        self._timer = None
+        if self._answered >= last_reply:
+            self._look()
+        else:
+            self._on_silent(self)
+
+    # -- replies
+
+    def dataReceived(self, data: bytes) -> None:
+        if self._dropped:
+            return
+        before = self._answered
+        try:
+            self._reader.feed(data)
+            self._hand_out()
+        except hiredis.ProtocolError as error:
+            self._give_up(f"what Redis sent is not its protocol: {error}")
+            return
+        if self._answered > before:
+            self._unfinished_bytes = 0
+            self._measure()
+        else:
+            self._unfinished_bytes += len(data)
+            if self._unfinished_bytes > _MAX_REPLY_BYTES:
+                self._give_up("a reply without end")
+
+    def _hand_out(self) -> None:
+        waiting = self.waiting
+        next_reply = self._reader.gets
+        while (reply := next_reply()) is not False:
+            if self._dropped:  # by a taker
+                return
+            if not waiting:
+                self._give_up("a reply that nobody asked for")
+                return
+            self._answered += 1
+            waiting.popleft()(reply)
+
+    def _measure(self) -> None:
+        writes = self._writes
+        now_s = self._clock.seconds()
+        while writes and writes[0][1] <= self._answered:
+            sent_s, _, checks = writes.popleft()
+            self._on_batch(now_s - sent_s, checks)
+
+    # -- the end
+
+    def _give_up(self, reason: str) -> None:
+        if not self._dropped:
+            self.drop()
+            self._on_lost(self, reason)
+
+    def drop(self) -> None:
+        """Close now; nothing more is called back."""
+        if not self._dropped:
+            self._end()
+            transport: Any = self.transport
+            if transport is not None:
+                transport.abortConnection()
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        if not self._dropped:
+            self._end()
+            self._on_lost(self, f"connection lost: {reason.getErrorMessage()}")
+
+    def _end(self) -> None:
+        self._dropped = True
+        timer, self._timer = self._timer, None
+        if timer is not None and timer.active():
+            timer.cancel()
