@@ -5,12 +5,11 @@ One record a section of the file (apigw.example.yaml), durations in seconds (`ti
 are checked by `config/validate.py`; text becomes records in `config/parse.py`.
 """
 
+# One network of `trusted_proxies`, as ipaddress gives it.
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 
 from attrs import field, frozen
-
-# One network of `trusted_proxies`, as ipaddress gives it.
-from ipaddress import IPv4Network, IPv6Network
 
 Network = IPv4Network | IPv6Network
 
@@ -22,7 +21,7 @@ class GatewaySection:
     """`gateway:`; `instance_name` defaults to the host name."""
 
     instance_name: str
-    workers: int = 1
+    workers: int = 1  # 0: one per CPU ("auto")
     state_dir: Path = Path("/var/lib/apigw")
     trusted_proxies: tuple[Network, ...] = ()
     drain_timeout_s: float = 30.0

@@ -1,0 +1,33 @@
+"""What is wrong with a draft as a whole: the list of all checks. Each notes every problem it finds."""
+
+from typing import Callable
+
+from apigw.config.parse import Draft
+from apigw.config.validate_availability import check_availability
+from apigw.config.validate_certificates import check_certificates
+from apigw.config.validate_listeners import check_listeners
+from apigw.config.validate_names import check_duplicates, check_references
+from apigw.config.validate_routes import check_routes
+from apigw.config.validate_sections import check_backends, check_sections
+
+Check = Callable[[Draft, float], None]
+
+CHECKS: tuple[Check, ...] = (
+    check_sections,
+    check_listeners,
+    check_certificates,
+    check_backends,
+    check_duplicates,
+    check_references,
+    check_routes,
+    check_availability,
+)
+
+
+def validate(draft: Draft, now_s: float) -> None:
+    """Notes the draft's problems in `draft.problems`. `now_s`: epoch seconds, for dates and certificates.
+
+    Reads the certificate, key and JWKS files that the draft names; waits for nothing else.
+    """
+    for check in CHECKS:
+        check(draft, now_s)
