@@ -96,6 +96,8 @@ def _verified(token: bytes, keyring: Keyring, policy: TokenPolicy) -> dict[str, 
     """The claims of a token whose signature is good (RFC 7515 5.2)."""
     signed, _, signature = token.rpartition(b".")
     header, _, payload = signed.partition(b".")
+    if not payload or b"." in payload:
+        raise InvalidToken("malformed")
     known = keyring.remembered(header)
     algorithm, check = _resolved(header, keyring, policy) if known is None else known
     if algorithm not in policy.algorithms:
