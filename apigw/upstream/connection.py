@@ -60,6 +60,7 @@ class UpstreamConnection:
         "_discarded",
         "_detached",
         "_paused",
+        "_chewing",
     )
 
     def __init__(self, pool: "Pool", member: "Member", now_s: float) -> None:
@@ -83,6 +84,7 @@ class UpstreamConnection:
         self._discarded = 0
         self._detached = False
         self._paused = False
+        self._chewing = False
 
     # -- the request
 
@@ -95,6 +97,7 @@ class UpstreamConnection:
         self._decoder = None
         self._interim = 0
         self._answered = False
+        self._discarded = 0
         self._request_sent = whole
         self.transport.write(data)
 
@@ -123,12 +126,19 @@ class UpstreamConnection:
 
     def pause(self, paused: bool) -> None:
         """Backpressure of the client."""
-        if paused != self._paused and not self.dead:
-            self._paused = paused
-            if paused:
-                self.transport.pauseProducing()
-            else:
-                self.transport.resumeProducing()
+        if paused == self._paused or self.dead:
+            return
+        self._paused = paused
+        if paused:
+            self.transport.pauseProducing()
+        elif self._undigested():
+            self._chew()
+        else:
+            self.transport.resumeProducing()
+
+    def stale(self) -> bool:
+        """Whether an idle connection has ended, or has bytes that no request of ours asked for."""
+        return self.reused and bool(self.transport.stale())
 
     # -- Twisted's protocol interface
 
@@ -210,10 +220,12 @@ class UpstreamConnection:
             return
         decoder = self._decoder
         if decoder is not None:
-            for piece in self._decode(decoder, data):
+            for piece in decoder.feed(data):
                 sink.reply_body(piece)
             if decoder.done:
                 self._finish(decoder.rest)
+            elif decoder.more:
+                self._chew()
         elif self._left is None:
             if data:
                 sink.reply_body(data)
@@ -225,26 +237,38 @@ class UpstreamConnection:
             if self._left == 0:
                 self._finish(data[len(body) :])
 
-    def _decode(self, decoder: ChunkDecoder, data: bytes) -> list[bytes]:
-        pieces = decoder.feed(data)
-        if decoder.more and not self._paused:
+    def _undigested(self) -> bool:
+        return self._decoder is not None and self._decoder.more
+
+    def _chew(self) -> None:
+        """Many tiny chunks wait: in turns of their own, so that they hold nobody up, and nothing is read meanwhile."""
+        if self.dead:
+            return
+        self.transport.pauseProducing()
+        if not self._chewing:
+            self._chewing = True
             self.pool.later(self._go_on)
-        return pieces
 
     def _go_on(self) -> None:
-        """More tiny chunks wait: in a turn of their own, so that they hold nobody up."""
-        if not self.dead and self._sink is not None and self._decoder is not None:
-            try:
+        self._chewing = False
+        if self.dead or self._paused:
+            return
+        try:
+            if self._undigested():
                 self._take_body(b"")
-            except MalformedMessage as error:
-                self._fail(INVALID, str(error))
+        except MalformedMessage as error:
+            self._fail(INVALID, str(error))
+        if not self.dead and not self._paused and not self._chewing:
+            self.transport.resumeProducing()
 
     def _finish(self, rest: bytes) -> None:
+        if self.dead:  # its last piece was one too many for nobody
+            return
         sink, self._sink = self._sink, None
         self._head = None
         self._input = b""
         self.pause(False)
-        if rest or not self._reusable or not self._request_sent:
+        if rest or not self._reusable or not self._request_sent or self.transport.buffered_bytes():
             self.kill()
         else:
             self.reused = True
