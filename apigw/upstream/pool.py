@@ -80,6 +80,7 @@ class Pool:
         self._deadlines = deadlines
         self._connector = connector
         self._queue: deque[Waiter] = deque()
+        self._admitting = False  # the queue's first are about to be served, in a turn of their own
         self._openings: "OrderedDict[Waiter, _Opening]" = OrderedDict()
         self._detached: dict[UpstreamConnection, float] = {}
         self.rebalance()
@@ -92,15 +93,32 @@ class Pool:
 
     def acquire(self, waiter: Waiter) -> None:
         """Give the waiter a connection now or later. It must give up by itself: abandon()."""
+        if self._queue:  # who came earlier goes first
+            self._enqueue(waiter)
+        else:
+            self._provide(waiter)
+
+    def _provide(self, waiter: Waiter) -> None:
         member = self._balance.pick()
         if member is None:
             waiter.pool_failed(NO_INSTANCE, f"no healthy instance of {self.backend.name}", None)
-        elif member.idle:
+            return
+        while member.idle:
+            connection = member.idle[-1]
+            if connection.stale():  # what it holds would be taken for the answer to this request (contract 13.5)
+                connection.kill()
+                continue
+            member.idle.pop()
             self.busy += 1
-            waiter.pool_ready(member.idle.pop())
-        elif self.open < self.backend.max_connections or self._evict_idle():
+            waiter.pool_ready(connection)
+            return
+        if self.open < self.backend.max_connections or self._evict_idle():
             self._open(member, waiter)
-        elif len(self._queue) < QUEUE_MAX:
+        else:
+            self._enqueue(waiter)
+
+    def _enqueue(self, waiter: Waiter) -> None:
+        if len(self._queue) < QUEUE_MAX:
             self._queue.append(waiter)
         else:
             waiter.pool_failed(POOL_FULL, f"{QUEUE_MAX} requests wait for {self.backend.name} already", None)
@@ -138,6 +156,7 @@ class Pool:
 
     def _open(self, member: Member, waiter: Waiter | None) -> None:
         self.open += 1
+        self.busy += 1
         member.open += 1
         opening = _Opening(self, member, waiter)
         if waiter is not None:
@@ -150,9 +169,9 @@ class Pool:
         transport = self._connector.transport(sock, peer, connection)
         transport.setTcpKeepAlive(True)
         transport.start()
-        self.busy += 1
         waiter = opening.waiter
         if waiter is None:
+            connection.reused = True  # it will have rested when a request gets it
             self.release(connection)
         else:
             del self._openings[waiter]
@@ -161,6 +180,7 @@ class Pool:
     def open_failed(self, opening: _Opening, reason: str, detail: str) -> None:
         member = opening.member
         self.open -= 1
+        self.busy -= 1
         member.open -= 1
         waiter = opening.waiter
         if waiter is not None:
@@ -185,6 +205,9 @@ class Pool:
             connection.kill()
             return
         if self._queue:
+            if connection.stale():
+                connection.kill()
+                return
             self._queue.popleft().pool_ready(connection)
             return
         self.busy -= 1
@@ -205,12 +228,14 @@ class Pool:
 
     def _serve_queue(self) -> None:
         """A place is free: the first in the queue may open a connection."""
-        if self._queue and self.open < self.backend.max_connections:
-            self.later(self._admit_next)
+        if self._queue and not self._admitting and self.open < self.backend.max_connections:
+            self._admitting = True
+            self.later(self._admit)
 
-    def _admit_next(self) -> None:
-        if self._queue:
-            self.acquire(self._queue.popleft())
+    def _admit(self) -> None:
+        self._admitting = False
+        while self._queue and self.open < self.backend.max_connections:
+            self._provide(self._queue.popleft())
 
     def detached(self, connection: UpstreamConnection) -> None:
         self._detached[connection] = self._reactor.seconds() + DETACHED_TIMEOUT_S
@@ -234,6 +259,9 @@ class Pool:
                     or now_s - connection.born_s > self.backend.max_lifetime_s
                 ):
                     connection.kill()
+        self._serve_queue()
+        if self.closed:
+            return
         wanted = min(self.backend.min_connections, self.backend.max_connections) - self.open
         for _ in range(max(0, wanted)):
             member_up = self._balance.pick()
@@ -243,14 +271,19 @@ class Pool:
 
     def update(self, backend: Backend) -> None:
         """A reload: keep the members that stay, with their connections and their health."""
-        known = {member.instance: member for member in self.members}
-        kept = [known.pop(instance) if instance in known else Member(instance) for instance in backend.instances]
+        known = {member.label: member for member in self.members}
+        kept = []
+        for instance in backend.instances:
+            member = known.pop(instance.label, None) or Member(instance)
+            member.instance = instance  # its weight may be new
+            kept.append(member)
         self.backend = backend
         self.members = kept
         self.rebalance()
         for member in known.values():
             for connection in list(member.idle):
                 connection.kill()
+        self._serve_queue()
 
     def close(self) -> None:
         """No more idle connections; requests that hold or wait for one are still served."""
