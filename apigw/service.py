@@ -22,6 +22,7 @@ if "twisted.internet.reactor" not in sys.modules:
     lean.install()
 
 from twisted.internet import reactor  # noqa: E402
+from twisted.internet.protocol import Factory  # noqa: E402
 
 from apigw.worker import Worker  # noqa: E402
 
@@ -46,6 +47,7 @@ def load(main_file: Path) -> Config:
 def makeService(options: Options) -> MultiService:
     """The service tree. A bad configuration ends the process with status 1 and its problems on stderr."""
     main_file = Path(options["config"]).absolute()
+    Factory.noisy = False  # else every health check writes two lines, when its connection starts and stops
     try:
         config = load(main_file)
         worker = Worker(reactor, main_file, config, load, time.time)
