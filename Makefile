@@ -38,7 +38,7 @@ format: .venv/installed-test
 	$(PIP) -r requirements.lock
 	@$(BIN)/python -c 'import pathlib, sysconfig; \
 	    pathlib.Path(sysconfig.get_path("purelib"), "apigw-checkout.pth").write_text("$(CURDIR)\n")'
-	@cd / && "$(CURDIR)/$(BIN)/twistd" --help | grep -q '^ *apigw ' || { echo "twistd does not find apigw" >&2; exit 1; }
+	@cd / && "$(CURDIR)/$(BIN)/twistd" --help | grep '^ *apigw ' >/dev/null || { echo "twistd does not find apigw" >&2; exit 1; }
 	@touch $@
 
 .venv/installed-test: .venv/installed requirements-test.lock

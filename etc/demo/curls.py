@@ -41,7 +41,9 @@ def lines(config: Config, main_file: Path, bearer: str) -> list[Line]:
         Line(200, f"the token has the scope {SCOPES}", f"{curl} {login} {origin}/api/orders"),
         Line(403, "but not orders:refund", f"{curl} {login} -X POST {origin}/api/orders/refund"),
         Line(
-            429, "five searches a minute", f"for i in 1 2 3 4 5 6; do {many} {origin}/api/products/search; done; echo"
+            429,
+            "five searches a minute",
+            f"for i in 1 2 3 4 5 6 7 8; do {many} {origin}/api/products/search; done; echo",
         ),
         Line(404, "no such route, over plain HTTP", f"curl -i http://127.0.0.1:{plain}/nowhere"),
         Line(200, "for the operator: who is up", f"curl -i {admin}/readyz"),
