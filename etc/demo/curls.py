@@ -33,18 +33,14 @@ def lines(config: Config, main_file: Path, bearer: str) -> list[Line]:
     curl = f"curl -i --cacert {certificate}"
     login = f"-H 'Authorization: Bearer {bearer}'"
     origin, admin = f"https://127.0.0.1:{https}", f"http://127.0.0.1:{config.admin.port}"
-    many = f"curl -s -o /dev/null -w '%{{http_code}} ' --cacert {certificate}"
+    search = f"curl -s -o /dev/null -w '%{{http_code}} ' --cacert {certificate} {origin}/api/products/search"
     return [
         Line(200, "a public route", f"{curl} {origin}/api/products"),
         Line(401, "a protected one without a token", f"{curl} {origin}/api/users/me"),
         Line(200, f"with one: the backend sees X-User-ID: {USER}", f"{curl} {login} {origin}/api/users/me"),
         Line(200, f"the token has the scope {SCOPES}", f"{curl} {login} {origin}/api/orders"),
         Line(403, "but not orders:refund", f"{curl} {login} -X POST {origin}/api/orders/refund"),
-        Line(
-            429,
-            "five searches a minute",
-            f"for i in 1 2 3 4 5 6 7 8; do {many} {origin}/api/products/search; done; echo",
-        ),
+        Line(429, "five searches a minute", f"for i in 1 2 3 4 5 6 7 8; do {search}; done; echo"),
         Line(404, "no such route, over plain HTTP", f"curl -i http://127.0.0.1:{plain}/nowhere"),
         Line(200, "for the operator: who is up", f"curl -i {admin}/readyz"),
         Line(200, "and how it goes", f"curl -i -s {admin}/metrics | grep -E '^HTTP|^apigw_requests_total'"),
