@@ -143,6 +143,8 @@ class RedisLink(Protocol):
         except hiredis.ProtocolError as error:
             self._give_up(f"what Redis sent is not its protocol: {error}")
             return
+        if self._dropped:
+            return
         if self._answered > before:
             self._unfinished_bytes = 0
             self._measure()

@@ -1,0 +1,78 @@
+"""The script in Lua says what the rule in Python says, and leaves what the contract names."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from apigw.adapters.memory_counters import MemoryCounters
+from apigw.adapters.redis_script import LOAD, about_one_key, cured_by_new_connection, packed
+from apigw.core.window import Counted, Demand
+from tests.servers import RedisServer, redis_server
+
+NOW_S = 1_707_264_012.5
+
+
+@pytest.fixture(scope="module")
+def redis() -> Iterator[RedisServer]:
+    with redis_server() as server:
+        server.packed_command(LOAD)
+        yield server
+
+
+def demand(name: str, limit: int, window_s: int) -> Demand:
+    return Demand("standard", f"rate:{{standard:user:{name}}}", limit, window_s)
+
+
+steps_of_two_users = st.lists(
+    st.tuples(st.sampled_from("ab"), st.sampled_from([0.0, 0.1, 1 / 3, 1.0, 2.5, 3.0, 7.0]), st.booleans()),
+    min_size=5,
+    max_size=25,
+)
+
+
+@settings(max_examples=30, deadline=None)
+@given(steps=steps_of_two_users, limit=st.integers(1, 4), unique=st.uuids())
+def test_redis_decides_as_memory_does(redis: RedisServer, steps: Any, limit: int, unique: Any) -> None:
+    """Counts and verdicts agree at every step, on the very border too: floats reach Lua unrounded."""
+    memory = MemoryCounters()
+    redis.command("FLUSHALL")
+    now_s = NOW_S
+    for name, gap_s, both in steps:
+        now_s += gap_s
+        demands = [demand(f"{unique}{name}", limit, 3)] + ([demand(str(unique), 5, 7)] if both else [])
+        reply = redis.packed_command(packed(demands, now_s))
+        counts = list(zip(reply[1::2], reply[2::2], strict=True))
+        assert Counted(reply[0] == 1, counts) == memory.take(demands, now_s)
+
+
+def test_a_counter_lives_for_two_windows(redis: RedisServer) -> None:
+    """Long enough to be the previous one until the next window ends."""
+    redis.packed_command(packed([demand("ttl", 5, 60)], NOW_S))
+    assert 118 <= redis.command("TTL", "rate:{standard:user:ttl}:1707264000") <= 120
+
+
+def test_nonsense_in_a_counter_reads_as_nothing(redis: RedisServer) -> None:
+    """The script itself never fails on somebody else's value; only counting on it does."""
+    redis.command("SET", "rate:{standard:user:odd}:1707263940", "nonsense")
+    assert redis.packed_command(packed([demand("odd", 5, 60)], NOW_S)) == [1, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("error", "one_key", "new_connection"),
+    [
+        ("WRONGTYPE Operation against a key holding the wrong kind of value", True, False),
+        ("ERR value is not an integer or out of range", True, False),
+        ("READONLY You can't write against a read only replica.", False, True),
+        ("ERR Error running script (call to f_1): @user_script:14: -READONLY You can't write", False, True),
+        ("NOAUTH Authentication required.", False, True),
+        ("OOM command not allowed when used memory > 'maxmemory'.", False, False),
+        ("LOADING Redis is loading the dataset in memory", False, False),
+    ],
+)
+def test_errors_are_about_one_key_the_connection_or_the_server(error: str, one_key: bool, new_connection: bool) -> None:
+    """Also when Redis before 7 wraps them."""
+    assert about_one_key(error) is one_key
+    assert cured_by_new_connection(error) is new_connection

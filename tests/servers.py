@@ -1,0 +1,212 @@
+"""Real servers for tests: a redis-server of its own that can be frozen, killed and started again, and a slow wire.
+
+    from tests.servers import DelayProxy, RedisServer, free_port
+"""
+
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import hiredis
+from twisted.internet.defer import Deferred
+from twisted.internet.endpoints import TCP4ClientEndpoint, connectProtocol
+from twisted.internet.protocol import Factory, Protocol
+
+
+def free_port() -> int:
+    """A TCP port of 127.0.0.1 that nobody listened on a moment ago."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+async def until(condition: Callable[[], Any], reactor: Any, timeout_s: float = 5.0) -> float:
+    """Wait for a condition that tells nobody when it comes true; the seconds it took. Raises AssertionError."""
+    began_s = reactor.seconds()
+    while not condition():
+        assert reactor.seconds() - began_s < timeout_s, "it did not come true in time"
+        await turns(reactor, 0.005)
+    return float(reactor.seconds() - began_s)
+
+
+async def turns(reactor: Any, seconds: float = 0.0) -> None:
+    """Let the reactor run."""
+    waited: Deferred[None] = Deferred()
+    reactor.callLater(seconds, waited.callback, None)
+    await waited
+
+
+class RedisServer:
+    """A redis-server on a free port of the loopback, without persistence."""
+
+    def __init__(self, *arguments: str) -> None:
+        self.port = free_port()
+        self._arguments = arguments
+        self._directory = tempfile.mkdtemp(prefix="apigw-redis-")
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def start(self) -> None:
+        """Returns when it accepts connections."""
+        command = ["redis-server", "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
+        self._process = subprocess.Popen(
+            [*command, "--dir", self._directory, *self._arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        assert self._process.stdout is not None
+        said = []
+        for line in self._process.stdout:
+            said.append(line)
+            if b"eady to accept connections" in line:
+                return
+        raise RuntimeError(f"redis-server did not start: {b''.join(said[-5:])!r}")
+
+    def kill(self) -> None:
+        """SIGKILL, and gone when this returns. Works on a frozen one too."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            process.wait()
+            assert process.stdout is not None
+            process.stdout.close()
+
+    def restart(self) -> None:
+        """Killed, then started on the same port with nothing in it."""
+        self.kill()
+        self.start()
+
+    def freeze(self) -> None:
+        """SIGSTOP: its kernel accepts connections and bytes, it answers nothing."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
+
+    def remove(self) -> None:
+        """The end: process and files."""
+        self.kill()
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+    def command(self, *words: str | bytes | int) -> Any:
+        """One command, waiting for the reply. Raises hiredis.ReplyError for an error."""
+        return self.packed_command(hiredis.pack_command(words))  # type: ignore[arg-type]
+
+    def packed_command(self, data: bytes) -> Any:
+        """One command as it goes over the wire, on a connection of its own."""
+        reader = hiredis.Reader()
+        with socket.create_connection(("127.0.0.1", self.port), timeout=5) as sock:
+            sock.sendall(data)
+            while (reply := reader.gets()) is False:
+                data = sock.recv(65_536)
+                assert data, "redis-server closed the connection"
+                reader.feed(data)
+        if isinstance(reply, hiredis.ReplyError):
+            raise reply
+        return reply
+
+    def config_set(self, name: str, value: str) -> None:
+        self.command("CONFIG", "SET", name, value)
+
+
+@contextmanager
+def redis_server(*arguments: str) -> Iterator[RedisServer]:
+    """A RedisServer that runs for a block, to be made a fixture of the scope that a test module wants."""
+    server = RedisServer(*arguments)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.remove()
+
+
+class DelayProxy:
+    """A TCP proxy that hands on the server's bytes `delay_s` late, which may be set at any time.
+
+    connections: how many were made so far.
+    """
+
+    def __init__(self, reactor: Any, target_port: int, delay_s: float = 0.0) -> None:
+        self.delay_s = delay_s
+        self.connections = 0
+        self._reactor = reactor
+        self._target_port = target_port
+        self._open: set[Protocol] = set()
+        factory = Factory.forProtocol(_ClientSide)
+        factory.proxy = self  # type: ignore[attr-defined]
+        self._listening = reactor.listenTCP(0, factory, interface="127.0.0.1")
+        self.port = int(self._listening.getHost().port)
+
+    def connect(self, protocol: Protocol) -> "Deferred[Any]":
+        self.connections += 1
+        endpoint = TCP4ClientEndpoint(self._reactor, "127.0.0.1", self._target_port, timeout=1)
+        return connectProtocol(endpoint, protocol)
+
+    def hand_on(self, data: bytes, transport: Any) -> None:
+        self._reactor.callLater(self.delay_s, transport.write, data)
+
+    async def close(self) -> None:
+        """Stop listening and cut what is open."""
+        for protocol in list(self._open):
+            transport: Any = protocol.transport
+            transport.abortConnection()
+        await self._listening.stopListening()
+
+    def opened(self, protocol: Protocol) -> None:
+        self._open.add(protocol)
+
+    def closed(self, protocol: Protocol) -> None:
+        self._open.discard(protocol)
+
+
+class _ClientSide(Protocol):
+    def connectionMade(self) -> None:
+        self._early: list[bytes] = []
+        self._server: _ServerSide | None = None
+        self._proxy: DelayProxy = self.factory.proxy  # type: ignore[union-attr]
+        self._proxy.opened(self)
+        self._proxy.connect(_ServerSide(self)).addCallbacks(self._connected, self._refused)
+
+    def _connected(self, server: "_ServerSide") -> None:
+        self._server = server
+        for data in self._early:
+            server.transport.write(data)  # type: ignore[union-attr]
+
+    def _refused(self, _: Any) -> None:
+        self.transport.abortConnection()  # type: ignore[union-attr]
+
+    def dataReceived(self, data: bytes) -> None:
+        if self._server is None:
+            self._early.append(data)
+        else:
+            self._server.transport.write(data)  # type: ignore[union-attr]
+
+    def from_server(self, data: bytes) -> None:
+        self._proxy.hand_on(data, self.transport)
+
+    def connectionLost(self, reason: Any = None) -> None:
+        self._proxy.closed(self)
+        if self._server is not None:
+            self._server.transport.abortConnection()  # type: ignore[union-attr]
+
+
+class _ServerSide(Protocol):
+    def __init__(self, client: _ClientSide) -> None:
+        self._client = client
+
+    def dataReceived(self, data: bytes) -> None:
+        self._client.from_server(data)
+
+    def connectionLost(self, reason: Any = None) -> None:
+        self._client.transport.loseConnection()  # type: ignore[union-attr]

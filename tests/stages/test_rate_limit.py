@@ -1,0 +1,295 @@
+"""What the limiter lets through, refuses, says about it, and does without its store."""
+
+from typing import Any
+
+import pytest
+from twisted.internet.defer import Deferred
+
+from apigw.adapters.memory_counters import MemoryCounters
+from apigw.config.model import Tier
+from apigw.core.window import Counted, Demand
+from apigw.errors import CounterStoreDown, GatewayError
+from apigw.exchange import ANONYMOUS, ClientRequest, Exchange, Principal
+from apigw.stages.rate_limit import RateLimit, UnmatchedLimit, fingerprint
+
+NOW_S = 1_707_264_012.5
+KEY_HASH = "ab" * 32
+STANDARD = Tier("standard", 5, 60, "user_id")
+PARTNER = Tier("third_party", 3, 60, "api_key")
+LOGIN = Tier("login", 2, 60, "client_ip")
+BOTS = Tier("fingerprinted", 2, 60, "fingerprint")
+SAFETY = Tier("global_safety", 100, 60, "global")
+ALICE = Principal(user_id="alice")
+
+
+class Snapshot:
+    """The part of a snapshot that the stage reads."""
+
+    def __init__(self, *, global_tier: Tier | None = None, unmatched_tier: Tier | None = None) -> None:
+        self.tiers = {tier.tier: tier for tier in (STANDARD, PARTNER, LOGIN, BOTS, SAFETY)}
+        self.global_tier = global_tier
+        self.unmatched_tier = unmatched_tier
+
+
+class Route:
+    """The part of a route that the stage reads."""
+
+    def __init__(self, tier: Tier | None, fail_mode: str = "open") -> None:
+        self.tier = tier
+        self.fail_mode = fail_mode
+
+
+class Recording(MemoryCounters):
+    """Memory that remembers what it was asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[list[Demand]] = []
+
+    def take(self, demands: Any, now_s: float) -> Counted:
+        self.asked.append(list(demands))
+        return super().take(demands, now_s)
+
+    @property
+    def keys(self) -> list[str]:
+        return [demand.key for demand in self.asked[-1]]
+
+
+class Down:
+    """A store that cannot answer, at once or later."""
+
+    def __init__(self, later: bool) -> None:
+        self.later = later
+
+    def take(self, demands: Any, now_s: float) -> "Deferred[Counted]":
+        if not self.later:
+            raise CounterStoreDown("no answer within 5 ms")
+        failed: Deferred[Counted] = Deferred()
+        failed.errback(CounterStoreDown("no answer within 5 ms"))
+        return failed
+
+
+class Later(Recording):
+    """A store that answers with a Deferred."""
+
+    def take(self, demands: Any, now_s: float) -> Any:
+        answer: Deferred[Counted] = Deferred()
+        answer.callback(super().take(demands, now_s))
+        return answer
+
+
+class World:
+    def __init__(self, store: Any = None) -> None:
+        self.store = store if store is not None else Recording()
+        self.decisions: list[tuple[str, str]] = []
+        self.stage = RateLimit(self.store, MemoryCounters(), lambda: NOW_S, self.decide)
+        self.unmatched = UnmatchedLimit(self.store, lambda: NOW_S, self.decide)
+
+    def decide(self, tier: str, decision: str) -> None:
+        self.decisions.append((tier, decision))
+
+    def enter(self, ex: Exchange) -> Any:
+        """The part, or the GatewayError."""
+        return settled(lambda: self.stage.enter(ex))
+
+
+def settled(call: Any) -> Any:
+    try:
+        part = call()
+    except GatewayError as error:
+        return error
+    if isinstance(part, Deferred):
+        results: list[Any] = []
+        part.addCallbacks(results.append, lambda failure: results.append(failure.value))
+        return results[0]
+    return part
+
+
+def exchange(
+    tier: Tier | None = STANDARD,
+    principal: Principal = ALICE,
+    *,
+    ip: str = "203.0.113.42",
+    fail_mode: str = "open",
+    global_tier: Tier | None = None,
+    unmatched_tier: Tier | None = None,
+    agent: bytes = b"curl",
+) -> Exchange:
+    headers = [(b"Host", b"host", b"x"), (b"User-Agent", b"user-agent", agent)]
+    request = ClientRequest("GET", b"/", headers, {b"host": b"x", b"user-agent": agent}, peer_ip=ip)
+    snapshot: Any = Snapshot(global_tier=global_tier, unmatched_tier=unmatched_tier)
+    ex = Exchange(snapshot, request, 0.0, NOW_S)
+    route: Any = Route(tier, fail_mode)
+    ex.route, ex.principal = route, principal
+    return ex
+
+
+@pytest.mark.parametrize("store", [Recording, Later])
+def test_a_user_gets_its_limit_and_then_429(store: Any) -> None:
+    """With headers on both, and the advice to come back when a request passes again; at once or by Deferred alike."""
+    world = World(store())
+    verdicts = [world.enter(exchange()) for _ in range(5)]
+    assert [verdict.remaining for verdict in verdicts] == [4, 3, 2, 1, 0]
+    assert verdicts[0].header_lines == (
+        b"X-RateLimit-Limit: 5\r\nX-RateLimit-Remaining: 4\r\nX-RateLimit-Reset: 1707264060\r\n"
+    )
+    ex = exchange()
+    error = world.enter(ex)
+    assert (error.status, error.code, error.retry_after_s) == (429, "rate_limit_exceeded", 48)
+    assert error.extra == {"retry_after": 48}
+    assert ex.rate_limited
+    assert ex.verdict is not None and (ex.verdict.limit, ex.verdict.remaining) == (5, 0)
+    assert world.decisions == [("standard", "allowed")] * 5 + [("standard", "rejected")]
+
+
+def test_without_a_tier_the_store_is_not_asked() -> None:
+    """Neither tier: no verdict, no headers, no decision."""
+    world = World()
+    assert world.enter(exchange(None)) is None
+    assert world.store.asked == [] and world.decisions == []
+
+
+@pytest.mark.parametrize(
+    ("tier", "principal", "ip", "key"),
+    [
+        (STANDARD, ALICE, "203.0.113.42", "rate:{standard:user:alice}"),
+        (STANDARD, Principal(user_id="a:{b}\r\n"), "1.1.1.1", "rate:{standard:user:sha256-"),
+        (STANDARD, ANONYMOUS, "203.0.113.42", "rate:{standard:ip:203.0.113.42}"),
+        (STANDARD, ANONYMOUS, "2001:db8:0:7::1", "rate:{standard:ip:2001-db8-0-7}"),
+        (STANDARD, Principal(partner_id="p", key_hash=KEY_HASH), "1.1.1.1", f"rate:{{standard:apikey:{KEY_HASH}}}"),
+        (PARTNER, Principal(partner_id="p", key_hash=KEY_HASH), "1.1.1.1", f"rate:{{third_party:apikey:{KEY_HASH}}}"),
+        (PARTNER, ALICE, "1.1.1.1", "rate:{third_party:user:alice}"),
+        (PARTNER, ANONYMOUS, "1.1.1.1", "rate:{third_party:ip:1.1.1.1}"),
+        (LOGIN, ALICE, "203.0.113.42", "rate:{login:ip:203.0.113.42}"),
+        (LOGIN, ALICE, "", "rate:{login:ip:unknown}"),
+        (BOTS, ALICE, "1.1.1.1", "rate:{fingerprinted:fingerprint:"),
+        (SAFETY, ALICE, "1.1.1.1", "rate:{global_safety:global:all}"),
+    ],
+)
+def test_whose_counter_it_is(tier: Tier, principal: Principal, ip: str, key: str) -> None:
+    """By the tier's `per`; a caller that has no such identity counts as what it is known by, else by its address."""
+    world = World()
+    world.enter(exchange(tier, principal, ip=ip))
+    assert world.store.keys[0].startswith(key)
+    assert world.store.keys[0].count("{") == world.store.keys[0].count("}") == 1
+    assert world.store.keys[0].endswith("}")
+
+
+def test_an_api_keys_own_tier_comes_before_the_routes() -> None:
+    """And one that the configuration does not know changes nothing."""
+    world = World()
+    world.enter(exchange(STANDARD, Principal(partner_id="p", tier="third_party", key_hash=KEY_HASH)))
+    assert world.store.asked[-1][0].tier == "third_party"
+    world.enter(exchange(STANDARD, Principal(partner_id="p", tier="gone", key_hash=KEY_HASH)))
+    assert world.store.asked[-1][0].tier == "standard"
+    world.enter(exchange(None, Principal(partner_id="p", tier="third_party", key_hash=KEY_HASH)))
+    assert world.store.asked[-1][0].tier == "third_party"
+
+
+def test_the_global_tier_is_asked_in_the_same_question() -> None:
+    """One take() for both; the headers speak of the one nearest to refusing."""
+    world = World()
+    verdict = world.enter(exchange(global_tier=SAFETY))
+    assert world.store.keys == ["rate:{standard:user:alice}", "rate:{global_safety:global:all}"]
+    assert (verdict.limit, verdict.remaining) == (5, 4)
+    narrow = Tier("global_safety", 3, 60, "global")
+    verdict = world.enter(exchange(global_tier=narrow))
+    assert (verdict.limit, verdict.remaining) == (3, 1)
+
+
+def test_the_tier_that_refuses_is_the_one_that_is_told_and_counted() -> None:
+    """When the global limit is exhausted, users who have requests left get 429 with the global limit's numbers."""
+    world = World()
+    narrow = Tier("global_safety", 1, 60, "global")
+    world.enter(exchange(global_tier=narrow))
+    ex = exchange(principal=Principal(user_id="bob"), global_tier=narrow)
+    assert world.enter(ex).status == 429
+    assert ex.verdict is not None and ex.verdict.limit == 1
+    assert world.decisions == [("standard", "allowed"), ("global_safety", "rejected")]
+    assert world.enter(exchange(None, global_tier=narrow)).status == 429
+
+
+def test_a_reload_changes_the_limit_and_resets_no_counter() -> None:
+    """The next exchange brings the new tier; its counter goes on."""
+    world = World()
+    for _ in range(3):
+        world.enter(exchange())
+    assert world.enter(exchange(Tier("standard", 3, 60, "user_id"))).status == 429
+    assert world.enter(exchange(Tier("standard", 10, 60, "user_id"))).remaining == 6
+
+
+@pytest.mark.parametrize("later", [False, True])
+def test_fail_mode_open_lets_through_without_headers(later: bool) -> None:
+    """Whether the store says so at once or by its Deferred."""
+    world = World(Down(later))
+    ex = exchange(fail_mode="open")
+    assert world.enter(ex) is None
+    assert world.decisions == [("standard", "fail_open")]
+    assert not ex.rate_limited
+
+
+@pytest.mark.parametrize("later", [False, True])
+def test_fail_mode_closed_is_503_with_retry_after(later: bool) -> None:
+    """The reason goes to the log, not to the client."""
+    world = World(Down(later))
+    error = world.enter(exchange(fail_mode="closed"))
+    assert (error.status, error.code) == (503, "rate_limiter_unavailable")
+    assert error.retry_after_s == 5
+    assert "ms" not in error.message and error.detail == "no answer within 5 ms"
+    assert world.decisions == [("standard", "fail_closed")]
+
+
+@pytest.mark.parametrize("later", [False, True])
+def test_fail_mode_local_counts_in_this_worker(later: bool) -> None:
+    """The limit holds for each worker, with headers and 429."""
+    world = World(Down(later))
+    verdicts = [world.enter(exchange(LOGIN, fail_mode="local")) for _ in range(3)]
+    assert [verdicts[0].remaining, verdicts[1].remaining] == [1, 0]
+    assert verdicts[2].status == 429
+    assert world.decisions == [("login", "fail_local"), ("login", "fail_local"), ("login", "rejected")]
+
+
+def test_other_failures_are_not_taken_for_a_store_that_is_down() -> None:
+    """A defect is a 500 and a traceback, not an open limiter."""
+
+    class Broken:
+        def take(self, demands: Any, now_s: float) -> Any:
+            failed: Deferred[Counted] = Deferred()
+            failed.errback(ZeroDivisionError())
+            return failed
+
+    world = World(Broken())
+    assert isinstance(world.enter(exchange()), ZeroDivisionError)
+    assert world.decisions == []
+
+
+@pytest.mark.parametrize("store", [Recording, Later])
+def test_unmatched_paths_count_against_the_address(store: Any) -> None:
+    """A scanner gets its 404s up to the tier's limit, then 429; whoever it claims to be."""
+    world = World(store())
+    unmatched = [exchange(None, unmatched_tier=LOGIN) for _ in range(3)]
+    answers = [settled(lambda ex=ex: world.unmatched.take(ex)) for ex in unmatched]
+    assert answers[:2] == [None, None]
+    assert (answers[2].status, answers[2].code) == (429, "rate_limit_exceeded")
+    assert unmatched[2].rate_limited
+    assert [ex.verdict.remaining for ex in unmatched if ex.verdict] == [1, 0, 0]
+    assert world.store.keys == ["rate:{login:ip:203.0.113.42}"]
+
+
+@pytest.mark.parametrize("later", [False, True])
+def test_unmatched_paths_fail_open(later: bool) -> None:
+    """And are counted as such; without a tier for them nothing is asked."""
+    world = World(Down(later))
+    assert settled(lambda: world.unmatched.take(exchange(None, unmatched_tier=LOGIN))) is None
+    assert world.decisions == [("login", "fail_open")]
+    assert settled(lambda: world.unmatched.take(exchange(None))) is None
+    assert len(world.decisions) == 1
+
+
+def test_a_fingerprint_is_the_program_not_its_address() -> None:
+    """Bots that change their address share it; another agent or another order of headers is another one."""
+    one, moved = exchange(ip="1.1.1.1").request, exchange(ip="2.2.2.2").request
+    other = exchange(agent=b"firefox").request
+    assert fingerprint(one) == fingerprint(moved) != fingerprint(other)
+    moved.headers.reverse()
+    assert fingerprint(one) != fingerprint(moved)
