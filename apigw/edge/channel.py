@@ -5,6 +5,7 @@
     HEAD       part of a request head                header, from its first byte   408, close
     BODY       the rest of a request's body          body, while it makes progress 408, close
     BUSY       held for the next request (bounded)   none: upstream has its own    -
+    (edge/pace.py says when nothing is read; _settle() decides, never from inside the parsing of earlier bytes)
     CLOSING    dropped                               body, while bytes flow        RST
 
 Whatever happens after a refusal, no byte that arrives later is looked at: `closing` is final (13.2).
@@ -12,19 +13,19 @@ Whatever happens after a refusal, no byte that arrives later is looked at: `clos
 
 from typing import TYPE_CHECKING, Any, Callable
 
-from apigw.constants import MAX_PIPELINED_BYTES, MIN_PROGRESS_BYTES
+from apigw.constants import MAX_PIPELINED_BYTES, MIN_PROGRESS_BYTES, WRITE_HIGH_WATER_BYTES
 from apigw.core.http1 import Head, MalformedMessage, impossible, request_head
-from apigw.core.paths import AmbiguousPath, split_absolute, valid_authority
 from apigw.edge.body import RequestBody, TooLarge
+from apigw.edge.heads import client_request, unparsed
+from apigw.edge.pace import ANSWERS, BACKEND, CHUNKS, NO_TAKER, PIPELINE, TURN, AnswersTaken, Pace, WriteWatch
 from apigw.edge.request import Request
 from apigw.errors import BadRequest, GatewayError
-from apigw.exchange import ClientRequest
 
 if TYPE_CHECKING:
     from apigw.edge.site import Site
 
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-_NO_HEADERS: list[Any] = []
+_REQUESTS_PER_TURN = 16  # of one connection, when all are answered at once; then the others get their turn
 
 
 def _too_large() -> GatewayError:
@@ -51,10 +52,10 @@ class Channel:
         "_bucket",
         "_timeout",
         "_progress",
-        "_sent_mark",
-        "_stall",
+        "_writing",
         "_buffered",
-        "_held_back",
+        "_pace",
+        "_seen",
     )
 
     def __init__(self, site: "Site", peer_ip: str, secure: bool) -> None:
@@ -70,14 +71,17 @@ class Channel:
         self._bucket: Any = None
         self._timeout: Callable[[], None] | None = None
         self._progress = 0
-        self._stall: Any = None
-        self._sent_mark = 0
-        self._held_back = False
+        self._writing: WriteWatch | None = None
+        self._seen = 0  # bytes of the input in which no head's end was found
 
     # -- Twisted's protocol interface
 
     def makeConnection(self, transport: Any) -> None:
+        if self.closing:  # drained during its TLS handshake
+            transport.abortConnection()
+            return
         self.transport = transport
+        self._pace = Pace(transport)
         self._buffered: Callable[[], int] = getattr(transport, "buffered_bytes", _nothing)
         self._deadline(self.site.limits.header_timeout_s, self._idle_over)
 
@@ -85,22 +89,21 @@ class Channel:
         if self.closing:
             return
         request = self._request
-        if request is None:
-            self._input = self._input + data if self._input else data
-            if not self._parsing:
-                self._parse(len(self._input) - len(data))
-        elif not request.body.complete:
+        if request is not None and not request.body.complete and not self._parsing:
             self._body(request, data)
-        else:
-            self._input += data
-            if len(self._input) > MAX_PIPELINED_BYTES:
-                self._hold_back()
+            return
+        self._input = self._input + data if self._input else data
+        if request is None:
+            self._parse()
+        elif len(self._input) > MAX_PIPELINED_BYTES:
+            self._pace.hold(PIPELINE)
 
     def connectionLost(self, reason: Any) -> None:
         self.closing = True
         self._deadline(0, None)
-        if self._stall is not None:
-            self._stall.pop(self._stalled, None)
+        if self._writing is not None:
+            self._writing.stop()
+            self._writing = None
         self.transport = None
         self._input = b""
         request, self._request = self._request, None
@@ -135,58 +138,84 @@ class Channel:
         request = self._request
         if request is None or request.body.complete:
             return
-        if self._held_back or request.body.received - self._progress >= MIN_PROGRESS_BYTES:
+        if self._pace.paused or request.body.received - self._progress >= MIN_PROGRESS_BYTES:
             self._progress = request.body.received
             self._deadline(self.site.limits.body_timeout_s, self._body_over)
             return
         self._fail(request, _timed_out("body timeout"))
 
-    def _watch_writing(self) -> None:
-        """The client does not take its answer as fast as it comes: see to it that it takes it at all."""
-        self._sent_mark = self.transport.sent_bytes
-        self._stall = self.site.deadlines.add(self.site.limits.body_timeout_s, self._stalled)
-
-    def _stalled(self) -> None:
-        self._stall = None
-        if not self._buffered():
-            return
-        if self.transport.sent_bytes - self._sent_mark < MIN_PROGRESS_BYTES:
-            self.abort()
-        else:
-            self._watch_writing()
-
     # -- heads
 
-    def _parse(self, seen: int = 0) -> None:
-        """Take requests off the input while none is in work. `seen`: input bytes looked at before."""
+    def _parse(self) -> None:
+        """Take requests off the input while none is in work."""
+        if self._parsing:  # who parses goes on by itself
+            return
         self._parsing = True
+        left = _REQUESTS_PER_TURN
         try:
-            while self._input and self._request is None and not self.closing:
-                if not self._parse_one(seen):
+            while self._input and self._request is None and not self.closing and self._may_begin(left):
+                if not self._parse_one():
                     break
-                seen = 0
+                left -= 1
         finally:
             self._parsing = False
+        self._settle()
 
-    def _parse_one(self, seen: int) -> bool:
-        data = self._input
+    def _may_begin(self, left: int) -> bool:
+        """A request is not begun while the client does not take the answers before it, or when others wait."""
+        if self._pace.reasons:
+            return False
+        if self._buffered() > WRITE_HIGH_WATER_BYTES:
+            self._pace.hold(ANSWERS)
+            AnswersTaken(self.transport, self._answers_taken)
+            return False
+        if left <= 0:
+            self._pace.hold(TURN)
+            self.site.later(self._next_turn)
+            return False
+        return True
+
+    def _next_turn(self) -> None:
+        if not self.closing:
+            self._pace.reasons &= ~TURN
+            self._parse()
+
+    def _answers_taken(self) -> None:
+        if not self.closing:
+            self._pace.reasons &= ~ANSWERS
+            self._parse()
+
+    def _settle(self) -> None:
+        """After all input at hand was looked at: the deadline of an idle connection, and whether to read on."""
+        if self.closing or self._parsing:
+            return
+        pace = self._pace
+        if len(self._input) <= MAX_PIPELINED_BYTES:
+            pace.reasons &= ~PIPELINE
+        if self._request is None and self._timeout is None and not pace.reasons:
+            self._deadline(self.site.keepalive_s(), self._idle_over)
+        pace.settle()
+
+    def _parse_one(self) -> bool:
+        data, seen = self._input, self._seen
         if data[:2] == b"\r\n":  # RFC 9112 2.2: at least one empty line before a request is ignored
             data = self._input = data[2:]
+            seen = self._seen = 0
             if not data:
                 return False
         end = data.find(b"\r\n\r\n", max(0, seen - 3))
         limit = self.site.limits.max_header_bytes
         if end < 0 or end + 4 > limit:
             if len(data) > limit:
-                self._refuse(
-                    GatewayError("The request headers are too large.", status=431, code="headers_too_large")
-                )
+                self._refuse(GatewayError("The request headers are too large.", status=431, code="headers_too_large"))
             elif impossible(data, seen):
                 self._refuse(BadRequest(detail="impossible request head", reason="bad_request"))
             elif not self._reading_head:
                 self._reading_head = True
                 self._deadline(self.site.limits.header_timeout_s, self._head_over)
+            self._seen = len(data)
             return False
+        self._seen = 0
         self._input = data[end + 4 :] if len(data) > end + 4 else b""
         self._reading_head = False
         try:
@@ -199,38 +228,14 @@ class Channel:
         return True
 
     def _begin(self, head: Head, head_bytes: int) -> None:
+        client = client_request(head, head_bytes, self.peer_ip, self.secure)
         fields = head.fields
-        authority, target = split_absolute(head.target)
-        host = fields.get(b"host")
-        if host is None:
-            if not head.http10:
-                raise BadRequest(detail="no Host")
-        elif not valid_authority(host):
-            raise BadRequest(detail="bad Host")
-        elif authority is not None and authority.lower() != host.lower():
-            raise BadRequest(detail="Host differs from the target's authority")
-        expect = fields.get(b"expect")
-        if expect is not None and expect.lower() != b"100-continue":
-            raise BadRequest(detail="unknown expectation")
-        client = ClientRequest(
-            head.method,
-            target,
-            head.headers,
-            fields,
-            content_length=head.content_length,
-            chunked=head.chunked,
-            http10=head.http10,
-            authority=host or authority or b"",
-            peer_ip=self.peer_ip,
-            secure=self.secure,
-            head_bytes=head_bytes,
-        )
         connection = fields.get(b"connection")
         keep_alive = not head.http10 and (connection is None or b"close" not in connection.lower())
         site = self.site
         body = RequestBody(head.content_length, head.chunked)
         request = Request(self, site.exchange(client), body, keep_alive)
-        request.wants_continue = expect is not None and not head.http10
+        request.wants_continue = b"expect" in fields and not head.http10
         self._request = request
         if body.complete:
             self._deadline(0, None)
@@ -248,6 +253,7 @@ class Channel:
         body = request.body
         route = request.exchange.route
         limit = self.site.limits.max_body_bytes if route is None else route.max_body_bytes
+        outer, self._parsing = self._parsing, True
         try:
             rest = body.receive(data, limit)
         except MalformedMessage as error:
@@ -256,41 +262,49 @@ class Channel:
         except TooLarge:
             self._fail(request, _too_large())
             return
-        if self._request is not request:
+        finally:
+            self._parsing = outer
+        if self.closing:
             return
-        if body.complete:
+        if body.complete:  # and perhaps answered already, from inside
             self._deadline(0, None)
-            self._input = rest
+            self._input = rest + self._input if self._input else rest
+            if self._request is None:
+                self._parse()
         elif body.more:
-            self._hold_back()
+            self._pace.hold(CHUNKS)
             self.site.later(lambda: self._body_goes_on(request))
         elif body.held > self.site.limits.buffer_body_bytes:
-            self._hold_back()
+            self._pace.hold(NO_TAKER)
+        self._settle()
 
     def _body_goes_on(self, request: Request) -> None:
-        if self._request is request and not self.closing and not request.body.complete:
-            self._let_in()
+        if self._request is request and not self.closing and not self._pace.reasons & BACKEND:
+            self._pace.reasons &= ~CHUNKS
             self._body(request, b"")
+
+    def body_wanted(self) -> None:
+        """There is a connection to a backend for what still comes of the body."""
+        self._pace.reasons &= ~NO_TAKER
+        self._settle()
 
     def pauseProducing(self) -> None:
         """The backend does not take the body as fast as it comes."""
-        self._hold_back()
+        if not self.closing:
+            self._pace.hold(BACKEND)
 
     def resumeProducing(self) -> None:
-        self._let_in()
+        """The backend takes more of the body."""
+        if self.closing:
+            return
+        pace, request = self._pace, self._request
+        pace.reasons &= ~BACKEND
+        if pace.reasons & CHUNKS and request is not None:
+            self.site.later(lambda: self._body_goes_on(request))
+        self._settle()
 
     def stopProducing(self) -> None:
         """The backend takes no more; the answer decides what becomes of the connection."""
-
-    def _hold_back(self) -> None:
-        if not self._held_back and self.transport is not None:
-            self._held_back = True
-            self.transport.pauseProducing()
-
-    def _let_in(self) -> None:
-        if self._held_back and self.transport is not None:
-            self._held_back = False
-            self.transport.resumeProducing()
 
     def send_continue(self) -> None:
         self.write(_CONTINUE)
@@ -300,18 +314,20 @@ class Channel:
     def write(self, data: bytes) -> None:
         if self.transport is not None:
             self.transport.write(data)
-            if self._stall is None and self._buffered():
-                self._watch_writing()
+            if self._buffered():
+                if self._writing is None:
+                    site = self.site
+                    self._writing = WriteWatch(self.transport, site.deadlines, site.limits.body_timeout_s, self.abort)
+                self._writing.written()
 
     def _refuse(self, error: GatewayError) -> None:
         """Answer what could not become a request, log it as one, and close."""
         self._reading_head = False
-        request = Request(self, self.site.exchange(self._unparsed()), RequestBody(None, False), keep_alive=False)
+        request = Request(
+            self, self.site.exchange(unparsed(self.peer_ip, self.secure)), RequestBody(None, False), keep_alive=False
+        )
         self._request = request
         request.fail(error)
-
-    def _unparsed(self) -> ClientRequest:
-        return ClientRequest("", b"", _NO_HEADERS, {}, peer_ip=self.peer_ip, secure=self.secure)
 
     def _fail(self, request: Request, error: GatewayError) -> None:
         """The body of a request in work is not acceptable: the connection is of no use afterwards."""
@@ -324,14 +340,8 @@ class Channel:
         if not request.keep_alive or self.closing:
             self.close()
             return
-        self._let_in()
-        if self._input:
-            if not self._parsing:
-                self._parse()
-                if self._request is None and not self.closing and not self._reading_head:
-                    self._deadline(self.site.keepalive_s(), self._idle_over)
-        else:
-            self._deadline(self.site.keepalive_s(), self._idle_over)
+        self._pace.reasons = 0
+        self._parse()
 
     # -- ending
 

@@ -160,7 +160,7 @@ class Proxying:
         connection.begin(self, ex.request.method == "HEAD", data, False)
         body.stream_to(self)
         connection.transport.registerProducer(self._request.channel, True)
-        self._request.channel.resumeProducing()
+        self._request.channel.body_wanted()
 
     def pool_failed(self, reason: str, detail: str, instance: str | None) -> None:
         self._exchange.instance = instance
@@ -224,6 +224,7 @@ class Proxying:
         if connection is not None and not connection.dead:
             self._last_s = self._proxy.clock.seconds()
             connection.transport.unregisterProducer()
+            self._request.channel.resumeProducing()
             connection.more(b"0\r\n\r\n" if self._exchange.request.chunked else b"", True)
 
     def body_failed(self) -> None:
