@@ -138,19 +138,6 @@ class JWKS(Poller):
         self.last_success_epoch_s = self._wall()
 
 
-async def first_keys(keys: JWKS | None) -> None:
-    """Start a new source and wait for its first keys, before a reload puts it in the place of a good one.
-
-    Raises OSError when they do not come within JWKS_TIMEOUT_S; the source is stopped then.
-    """
-    if keys is None:
-        return
-    keys.startService()
-    if keys.current() is None and not await keys.poll_now():
-        keys.stopService()
-        raise OSError("the identity service gives no verification keys")
-
-
 def _read(path: Path) -> bytes:
     """A key file, bounded. Small and local: reading it takes less than handing it to a thread."""
     try:

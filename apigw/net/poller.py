@@ -15,6 +15,8 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+_TOLD_AT_ONCE = 50
+
 log = Logger()
 
 
@@ -174,9 +176,15 @@ class Poller(Service):
 
     def _poll_tell(self, good: bool) -> None:
         waiting, self._poll_waiting = self._poll_waiting, {}
-        for one in waiting:
+        self._poll_tell_some(list(waiting), good)
+
+    def _poll_tell_some(self, waiting: "list[Deferred[bool]]", good: bool) -> None:
+        """A slice a turn of the loop: what a thousand requests do when they go on would hold it for 50 ms."""
+        for one in waiting[:_TOLD_AT_ONCE]:
             if not one.called:  # cancelled by one that was told before it
                 one.callback(good)
+        if len(waiting) > _TOLD_AT_ONCE:
+            self.clock.callLater(0, self._poll_tell_some, waiting[_TOLD_AT_ONCE:], good)
 
     def _poll_broke(self, failure: Failure) -> None:
         """A defect in delay_s() or draw: the next poll is set all the same."""

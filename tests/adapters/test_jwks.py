@@ -15,7 +15,7 @@ from twisted.internet.task import Clock
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Site
 
-from apigw.adapters.jwks import _MAX_WAITING, JWKS, first_keys
+from apigw.adapters.jwks import _MAX_WAITING, JWKS
 from apigw.config.model import JWTSection
 from apigw.core.tokens import UnknownKey, verify
 from apigw.stages.authentication import token_policy
@@ -163,6 +163,8 @@ async def test_a_rotation_refuses_no_good_token(identity: Identity, source: Star
     identity.document = {"keys": [K1, K2]}
     tokens = [BY_K1, BY_K2] * 50
     outcomes = [Deferred.fromCoroutine(admitted(keys, token)) for token in tokens]
+    await until(lambda: not keys.in_flight, reactor)
+    clock.advance(0)
     assert [await outcome for outcome in outcomes] == [True] * 100
     assert identity.fetches == 2
     identity.document = {"keys": [K2]}
@@ -209,7 +211,9 @@ def fail(request: Any) -> bytes:
 
 
 @pytest_twisted.ensureDeferred
-async def test_all_requests_wait_for_the_fetch_in_flight(identity: Identity, source: Started) -> None:
+async def test_all_requests_wait_for_the_fetch_in_flight(
+    identity: Identity, source: Started, clock: Clock
+) -> None:
     keys = await source.start(jwks_url=identity.url)
     identity.behave = identity.hold
     waiting = [keys.refreshed() for _ in range(_MAX_WAITING)]
@@ -221,6 +225,8 @@ async def test_all_requests_wait_for_the_fetch_in_flight(identity: Identity, sou
     await until(lambda: identity.held, reactor)
     identity.document = {"keys": [K1, K2]}
     identity.release()
+    await until(lambda: not keys.in_flight, reactor)
+    clock.pump([0.0] * (_MAX_WAITING // 50))
     for one in waiting[1:]:
         assert (await one).kids == {"k1", "k2"}
     assert identity.fetches == 2 and keys.waiting == 0
@@ -431,24 +437,3 @@ async def test_stopping_ends_the_fetch_and_frees_who_waits(identity: Identity, s
     keys.stopService()
     assert (await waiting).kids == {"k1"}
     await until(lambda: identity.lost == 1, reactor)
-
-
-@pytest_twisted.ensureDeferred
-async def test_a_new_source_has_its_keys_before_it_takes_over(identity: Identity, source: Started) -> None:
-    keys = source.make(jwks_url=identity.url)
-    await first_keys(keys)
-    assert keys.running and keys.current().kids == {"k1"}
-    keys.startService()  # as its new parent does
-    assert identity.fetches == 1
-    await first_keys(None)
-
-
-@pytest_twisted.ensureDeferred
-async def test_a_new_source_without_keys_does_not_take_over(identity: Identity, source: Started) -> None:
-    identity.behave = fail
-    keys = source.make(jwks_url=identity.url)
-    with pytest.raises(OSError, match="no verification keys"):
-        await first_keys(keys)
-    assert not keys.running
-
-

@@ -2,6 +2,7 @@
 
 import base64
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -75,6 +76,13 @@ def test_every_refusal_looks_the_same_to_the_client() -> None:
             None,
         )
     }
+
+
+def test_the_operator_finds_every_reason_in_the_docs() -> None:
+    lines = (Path(__file__).parents[2] / "docs" / "authentication.rst").read_text("utf-8").splitlines()
+    rows = dict(line.split("  ", 1) for line in lines if line.startswith("``") and "  " in line)
+    for word, text in AUTH_REASONS.items():
+        assert rows[f"``{word}``"].strip() == text
 
 
 def test_an_unknown_kid_is_told_apart_and_cannot_break_the_log_line() -> None:

@@ -187,6 +187,19 @@ def test_a_caller_may_cancel_another_while_being_told(clock: Clock) -> None:
     assert not poller.in_flight and clock.getDelayedCalls()
 
 
+def test_many_callers_are_told_in_slices_so_that_the_loop_runs_between(clock: Clock) -> None:
+    ends: list[Deferred[None]] = []
+    poller = Scripted(clock, hanging(ends))
+    poller.startService()
+    seen = [told(poller.poll_now()) for _ in range(120)]
+    ends[0].callback(None)
+    counts = [sum(map(bool, seen))]
+    for _ in range(2):
+        clock.advance(0)
+        counts.append(sum(map(bool, seen)))
+    assert counts == [50, 100, 120]
+
+
 def test_stopping_cancels_the_poll_in_flight_and_frees_who_waits(clock: Clock) -> None:
     cancelled: list[object] = []
     poller = Scripted(clock, lambda: Deferred(cancelled.append), timeout_s=5.0)
