@@ -32,7 +32,7 @@ from apigw.config.model import RedisSection
 from apigw.core.window import Counted, Demand
 from apigw.errors import CounterStoreDown
 
-CONNECT_TIMEOUT_S: Final = 0.5
+CONNECT_TIMEOUT_S: Final = 0.5  # a Redis that takes longer is of no use to a check of 5 ms
 PROBE_INTERVAL_S: Final = 0.25  # enforcement is to be back within 2 s of Redis
 PROBE_TIMEOUT_S: Final = 1.0  # then the connection is given up: its peer may be frozen, or gone without a word
 FIRST_BACKOFF_S: Final = 0.05
