@@ -6,10 +6,10 @@ per-event log context, and closes in the way HTTP needs (RFC 9112 9.6: half-clos
 
     OPEN      -> loseConnection() -> FLUSHING -> all sent -> LINGERING -> peer's FIN or LINGER_S -> DEAD
     any       -> abortConnection() or an error -> DEAD
+    OPEN      -> a write fails -> BROKEN -> a turn later -> DEAD
 In FLUSHING and later nothing that arrives reaches the protocol: what was refused stays refused.
 """
 
-import errno
 import socket
 import struct
 from collections import deque
@@ -25,8 +25,9 @@ from apigw.net.deadlines import Deadlines
 
 _RESET = struct.pack("ii", 1, 0)
 _SEND_MAX_BYTES = 262_144
+_GATHER_BYTES = 16_384  # pieces below it that wait are sent together
 
-OPEN, FLUSHING, LINGERING, DEAD = range(4)
+OPEN, FLUSHING, LINGERING, BROKEN, DEAD = range(5)
 
 
 @implementer(IReadWriteDescriptor, ITCPTransport)
@@ -52,6 +53,7 @@ class TCPTransport:
         "_producer",
         "_producer_paused",
         "_linger",
+        "_broken",
         "_peer",
         "sent_bytes",
     )
@@ -66,13 +68,14 @@ class TCPTransport:
         self._fd = sock.fileno()
         self._recv = sock.recv
         self._send = sock.send
-        self._out: deque[Any] = deque()  # bytes or memoryviews not yet sent
+        self._out: deque[Any] = deque()  # bytes, bytearrays or memoryviews not yet sent
         self._out_bytes = 0
         self._reading = False
         self._writing = False
         self._producer: Any = None
         self._producer_paused = False
         self._linger: Any = None
+        self._broken = ""
         self._peer = peer
         self.sent_bytes = 0  # taken by the kernel after having waited; to tell a slow reader from a dead one
 
@@ -130,7 +133,7 @@ class TCPTransport:
             except (BlockingIOError, InterruptedError):
                 sent = 0
             except OSError as error:
-                self._break(error)
+                self._break(str(error))
                 return
             if sent == len(data):
                 return
@@ -139,11 +142,21 @@ class TCPTransport:
             self._writing = True
             self.reactor.addWriter(self)
         else:
-            self._out.append(data)
+            self._queue(data)
             self._out_bytes += len(data)
         if self._out_bytes > WRITE_HIGH_WATER_BYTES and self._producer is not None and not self._producer_paused:
             self._producer_paused = True
             self._producer.pauseProducing()
+
+    def _queue(self, data: bytes) -> None:
+        """Small pieces that wait become one: a system call and an object for each could hold the loop."""
+        tail = self._out[-1]
+        if len(data) >= _GATHER_BYTES:
+            self._out.append(data)
+        elif tail.__class__ is bytearray and len(tail) < _GATHER_BYTES:
+            tail += data
+        else:
+            self._out.append(bytearray(data))
 
     def doWrite(self) -> None:
         out = self._out
@@ -223,16 +236,17 @@ class TCPTransport:
                 pass
             self._lose(ConnectionLost("aborted"))
 
-    def _break(self, error: OSError) -> None:
+    def _break(self, detail: str) -> None:
         """A write failed: tell the protocol from a turn of its own, never from inside its write()."""
-        self.state = LINGERING
+        self.state = BROKEN
+        self._broken = detail
         self._linger = self.deadlines.add(0.0, self._linger_over)
-        if error.errno not in (errno.EPIPE, errno.ECONNRESET):
-            self._out.clear()
 
     def _lose(self, reason: Exception) -> None:
         if self.state == DEAD:
             return
+        if self.state == BROKEN:  # even if the peer's FIN comes next: something was cut, this is no clean end
+            reason = ConnectionLost(self._broken)
         self.state = DEAD
         if self._linger is not None:
             self._linger.pop(self._linger_over, None)

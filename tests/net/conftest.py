@@ -100,10 +100,12 @@ class Net:
     def __init__(self) -> None:
         self.reactor: Any = installed_reactor
         self.deadlines = Deadlines(self.reactor)
+        self._transports: list[TCPTransport] = []
         self._opened: list[Any] = []
 
     def keep(self, closable: Any) -> Any:
-        self._opened.append(closable)
+        """Have it closed, or aborted if it is a transport, behind the test."""
+        (self._transports if isinstance(closable, TCPTransport) else self._opened).append(closable)
         return closable
 
     def socket_pair(self, buffer_bytes: int = 0) -> tuple[socket.socket, socket.socket]:
@@ -132,11 +134,10 @@ class Net:
         return transport, protocol, client
 
     def close(self) -> None:
+        for transport in self._transports:
+            transport.abortConnection()
         for closable in self._opened:
-            if isinstance(closable, TCPTransport):
-                closable.abortConnection()
-            else:
-                closable.close()
+            closable.close()
         self.deadlines.stop()
 
 
