@@ -33,7 +33,6 @@ BACKENDS = ("users", "orders", "products")
 READY_S = 30.0  # until everything answers; a slow machine needs about 5
 STOP_S = 15.0  # the gateway's drain_timeout_seconds, and room for it
 LOOK_EVERY_S = 0.1
-STOPPING = {signal.SIGINT, signal.SIGTERM}
 PR_SET_PDEATHSIG = 1  # prctl(2)
 LIBC = ctypes.CDLL(None)
 
@@ -47,11 +46,13 @@ class Processes:
 
     def __init__(self) -> None:
         self._running: list[tuple[str, subprocess.Popen[bytes]]] = []
+        self._stopping = {signal.SIGINT, signal.SIGTERM}
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # started by nohup it wants to live on
+            self._stopping.add(signal.SIGHUP)
         # A signal whose default is to be ignored has to have a handler to be waited for.
         signal.signal(signal.SIGCHLD, lambda number, frame: None)
-        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup wants to live on
-            STOPPING.add(signal.SIGHUP)
-        signal.pthread_sigmask(signal.SIG_BLOCK, {*STOPPING, signal.SIGCHLD})
+        self._signals = {*self._stopping, signal.SIGCHLD}
+        signal.pthread_sigmask(signal.SIG_BLOCK, self._signals)
 
     def start(self, name: str, *command: str | Path, cwd: Path = HERE) -> int:
         """Start a command in a session of its own: Ctrl-C reaches this process alone, which stops them in order."""
@@ -63,13 +64,12 @@ class Processes:
 
     def wait(self, seconds: float | None = None) -> None:
         """Until a signal comes, or for some seconds. Raises Stop when it says so or when a process has ended."""
-        signals = {*STOPPING, signal.SIGCHLD}
         if seconds is None:
-            number = signal.sigwait(signals)
+            number = int(signal.sigwait(self._signals))
         else:
-            info = signal.sigtimedwait(signals, seconds)
-            number = info.si_signo if info else 0
-        if number in STOPPING:
+            came = signal.sigtimedwait(self._signals, seconds)
+            number = came.si_signo if came else 0
+        if number in self._stopping:
             raise Stop("")
         for name, process in self._running:
             if process.poll() is not None:
