@@ -13,7 +13,7 @@ from typing import Any, Callable
 
 from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred, TimeoutError
-from twisted.internet.error import ReactorNotRunning
+from twisted.internet.error import CannotListenError, ReactorNotRunning
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -151,7 +151,11 @@ class Worker(MultiService):
 
     def startService(self) -> None:
         self.access_log.start()
-        super().startService()
+        try:
+            super().startService()
+        except CannotListenError as error:  # the admin's port; the public ones are bound already
+            log.critical("apigw cannot start: {error}", error=error)
+            raise SystemExit(1) from None
         self.listeners.start()
         release_memory()
         log.info(

@@ -121,16 +121,14 @@ class ListeningPort:
 
 
 def bind(listener: Listener) -> socket.socket:
-    """A bound, listening socket. Raises OSError when the address is taken or not ours."""
+    """A bound, listening socket. Raises OSError, which names the address, when it is taken or not ours."""
     family = socket.AF_INET6 if ":" in listener.address else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind((listener.address, listener.port))
         sock.listen(BACKLOG)
-    except OSError:
+    except OSError as error:
         sock.close()
-        raise
+        raise OSError(error.errno, f"cannot listen on {listener.address}:{listener.port}: {error.strerror}") from error
     return sock
-
-
