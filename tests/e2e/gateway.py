@@ -26,7 +26,7 @@ from tests.servers import free_port
 CHECKOUT = Path(__file__).parents[2]
 TWISTD = CHECKOUT / ".venv" / "bin" / "twistd"
 APP = "https://app.e2e.test"
-_BAD_WORDS = re.compile(r"Traceback|Unhandled|internal error|CRITICAL|ResourceWarning|never retrieved")
+_BAD_WORDS = re.compile(r"Traceback|Unhandled|internal error|ResourceWarning|never retrieved")
 
 Settings = dict[str, Any]
 
