@@ -153,13 +153,13 @@ class Request:
 
     def fail(self, error: GatewayError) -> None:
         """Answer with the error's JSON (contract section 4); cut the connection when an answer has begun."""
+        if self.finished:  # and recorded
+            return
         ex = self.exchange
         ex.error_type = error.reason
         ex.error_message = error.detail or error.message
         if error.status >= 500 and error.code == "internal_error":
             log.error("500: {detail}", detail=error.detail, request_id=self.request_id)
-        if self.finished:
-            return
         if self.started:
             self.cut()
             return
@@ -190,6 +190,8 @@ class Request:
 
         Nothing is written before the first body bytes, flush() or reply_end().
         """
+        if self.finished:
+            return
         channel = self.channel
         ex = self.exchange
         ex.status = status
