@@ -3,7 +3,7 @@
     state                 event                                         then
     down, no connection   back-off over (0.05 s .. 1 s, jittered)       connect; opening commands and a probe
     down, connected       probe answered within timeout_s               up
-                          probe answered late, or with an error         the next probe, 0.25 s after the last
+                          probe answered late, or with an error         the next probe, 0.25 s after that one
                           probe unanswered for 1 s                      connection aborted
                           an error that a new connection may cure       connection aborted
     up                    a check unanswered for timeout_s              down: all unanswered checks fail; probe
@@ -33,7 +33,8 @@ from apigw.core.window import Counted, Demand
 from apigw.errors import CounterStoreDown
 
 CONNECT_TIMEOUT_S: Final = 0.5  # a Redis that takes longer is of no use to a check of 5 ms
-PROBE_INTERVAL_S: Final = 0.25  # enforcement is to be back within 2 s of Redis
+FIRST_PROBE_S: Final = 0.02  # since the last one, when the store goes down: most silences are hiccups
+PROBE_INTERVAL_S: Final = 0.25  # after a probe that failed; enforcement is to be back within 2 s of Redis
 PROBE_TIMEOUT_S: Final = 1.0  # then the connection is given up: its peer may be frozen, or gone without a word
 FIRST_BACKOFF_S: Final = 0.05
 LAST_BACKOFF_S: Final = 1.0
@@ -98,6 +99,7 @@ class RedisCounters(Service):
         self._probe_timers: list[Any] = []  # of the probe in flight
         self._probe_late = False
         self._probed_s = float("-inf")
+        self._probe_interval_s = PROBE_INTERVAL_S
         self._log_timer: Any = None
         self._logged_up: bool | None = None
         self._logged_s = float("-inf")
@@ -154,6 +156,7 @@ class RedisCounters(Service):
         self.up = True
         self.last_error = None
         self._up_since_s = self._clock.seconds()
+        self._probe_interval_s = FIRST_PROBE_S  # of the next outage
         self._announce()
 
     def _go_down(self, reason: str, link: RedisLink | None) -> None:
@@ -204,9 +207,9 @@ class RedisCounters(Service):
     # -- the probe
 
     def _probe_later(self) -> None:
-        """One probe at a time, none sooner than PROBE_INTERVAL_S after the last."""
+        """One probe at a time, not at once after the last."""
         if not self._probe_timers and self._next_timer is None:
-            delay_s = self._probed_s + PROBE_INTERVAL_S - self._clock.seconds()
+            delay_s = self._probed_s + self._probe_interval_s - self._clock.seconds()
             self._next_timer = self._clock.callLater(max(0.0, delay_s), self._probe)
 
     def _probe(self) -> None:
@@ -214,6 +217,7 @@ class RedisCounters(Service):
         if self._link is None:
             return
         self._probed_s = self._clock.seconds()
+        self._probe_interval_s = PROBE_INTERVAL_S
         self._probe_late = False
         later = self._clock.callLater
         self._probe_timers = [
