@@ -102,8 +102,8 @@ class URL(Kind[str]):
 
     def read(self, node: Node, name: str, reading: Reading) -> str:
         text = text_of(node, f"a URL ({listed(self.schemes)})")
-        parts = split_url(text)
-        if parts is None or not _URL_TEXT.fullmatch(text):
+        parts = split_url(text) if _URL_TEXT.fullmatch(text) else None
+        if parts is None:
             raise Refused("is not a valid URL")
         if parts.scheme not in self.schemes or "://" not in text:
             meant = reading.problems.nearest(parts.scheme, self.schemes)

@@ -14,6 +14,7 @@ import yaml
 from apigw.config.problems import Problems, shown
 
 MAX_DEPTH: Final = 24  # the model needs 7
+MAX_NODES: Final = 600_000  # of one text; 5,000 routes with every key are 225,000
 MAX_ALIASED_NODES: Final = 100_000  # nodes that all aliases of one text stand for
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _STANDARD = "tag:yaml.org,2002:"
@@ -145,8 +146,10 @@ class _Builder:
         self._texts: dict[str, str] = {}  # equal texts are one object: routes repeat their keys and most values
 
     def build(self, events: Iterator[Any]) -> Node:
-        for event in events:
+        for number, event in enumerate(events):
             line = event.start_mark.line + 1
+            if number > MAX_NODES:
+                self._abandon(line, f"more than {MAX_NODES} values")
             if isinstance(event, yaml.ScalarEvent):
                 node = Scalar(line, self._value(event, line))
                 self._anchor(event.anchor, node, 1)

@@ -1,15 +1,16 @@
 """What is wrong with a configuration: every defect with its place, and the nearest right name."""
 
 import difflib
-from typing import Iterable
+from typing import Collection, Iterable
 
-from attrs import field, frozen
+from attrs import frozen
 
 from apigw.errors import ConfigurationError
 
 # Comparing names is quadratic in bad input: 5,000 wrong names against 5,000 right ones would hold the loop
-# for minutes. One report compares so many pairs (about 0.2 s), then goes on without suggestions.
+# for minutes. One report compares so many pairs (about 1 s), then goes on without suggestions.
 _MAX_COMPARISONS = 20_000
+MAX_PROBLEMS = 2_000  # that one report keeps and shows; the others are only counted
 _MAX_SHOWN_CHARS = 60  # of a value that a message quotes
 _SIMILARITY = 0.6  # difflib's own default; below it suggestions confuse
 
@@ -40,13 +41,14 @@ def listed(words: Iterable[str]) -> str:
     return f"{', '.join(most)} or {last}" if most else last
 
 
-@frozen
 class Problems:
     """Collects the problems of one configuration, of all its files."""
 
-    found: list[Problem] = field(factory=list)
-    _ranks: dict[str, int] = field(factory=dict)
-    _comparisons: list[int] = field(factory=lambda: [_MAX_COMPARISONS])
+    def __init__(self) -> None:
+        self.found: list[Problem] = []
+        self._unshown = 0
+        self._ranks: dict[str, int] = {}
+        self._comparisons_left = _MAX_COMPARISONS
 
     def enter(self, file: str) -> None:
         """The files are reported in the order of this call."""
@@ -54,22 +56,28 @@ class Problems:
 
     def add(self, file: str, line: int, message: str, suggestion: str | None = None) -> None:
         self.enter(file)
-        self.found.append(Problem(file, line, message, suggestion))
+        if len(self.found) < MAX_PROBLEMS:
+            self.found.append(Problem(file, line, message, suggestion))
+        else:
+            self._unshown += 1
 
-    def nearest(self, word: str, names: Iterable[str]) -> str | None:
+    def nearest(self, word: str, names: Collection[str]) -> str | None:
         """The one of `names` that `word` was probably meant to be, if there is one."""
-        candidates = sorted(set(names))
-        if not candidates or len(word) > 128 or self._comparisons[0] < len(candidates):
+        if not names or len(word) > 128 or self._comparisons_left < len(names):
             return None
-        self._comparisons[0] -= len(candidates)
-        by_fold = {name.casefold(): name for name in candidates}
+        self._comparisons_left -= len(names)
+        by_fold = {name.casefold(): name for name in sorted(names)}
         close = difflib.get_close_matches(word.casefold(), by_fold, n=1, cutoff=_SIMILARITY)
         return by_fold[close[0]] if close else None
 
     def in_order(self) -> tuple[Problem, ...]:
         """By file as read, then by line; what was found twice stands once."""
         unique = dict.fromkeys(self.found)
-        return tuple(sorted(unique, key=lambda problem: (self._ranks[problem.file], problem.line)))
+        ordered = sorted(unique, key=lambda problem: (self._ranks[problem.file], problem.line))
+        if self._unshown:
+            last = ordered[-1]
+            ordered.append(Problem(last.file, last.line, f"{self._unshown} more problems are not shown"))
+        return tuple(ordered)
 
     def raise_if_any(self) -> None:
         """Raises ConfigurationError with all problems."""

@@ -192,6 +192,7 @@ ACCESS_LOG = Record(
         Field("sample_above_rps", Number(0, 1e9)),
         Field("buffer_entries", Whole(1, 10_000_000)),
     ),
+    lenient=True,
 )
 TRACING = Record(Tracing, (Field("otlp_endpoint", URL(_HTTP)), Field("sample_rate", _RATE)))
 CANARY = Record(

@@ -57,11 +57,11 @@ def _chain(path: Path) -> list[x509.Certificate]:
     try:
         chain = x509.load_pem_x509_certificates(read_bounded(path, MAX_PEM_BYTES))
         for certificate in chain:
-            certificate.public_key()
+            certificate.public_key(), certificate.not_valid_after_utc, certificate.not_valid_before_utc
         return chain
     except UnsupportedAlgorithm:
         raise _Unfit("has a key of an unsupported kind") from None
-    except ValueError:
+    except (ValueError, x509.InvalidVersion):
         raise _Unfit("is not a PEM certificate") from None
 
 

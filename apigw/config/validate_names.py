@@ -47,18 +47,17 @@ def check_references(draft: Draft, now_s: float) -> None:
     tiers = {tier.tier for tier in limits.tiers if tier.tier}
     backends = {backend.name for backend in config.backends if backend.name} | {SELF}
     routes = {route.route_id for route in config.routes if route.route_id}
-    _known(draft, limits, "global_tier", limits.global_tier, tiers, "tier")
-    _known(draft, limits, "unmatched_tier", limits.unmatched_tier, tiers, "tier")
+    for key, name in (("global_tier", limits.global_tier), ("unmatched_tier", limits.unmatched_tier)):
+        _known(draft, limits, key, "rate_limits.", name, tiers, "tier")
     for name in config.config.protected_routes:
-        _known(draft, config.config, "protected_routes", name, routes, "route")
+        _known(draft, config.config, "protected_routes", "config.", name, routes, "route")
     for route in config.routes:
-        _known(draft, route, "backend_service", route.backend_service, backends, "backend")
-        _known(draft, route, "rate_limit_tier", route.rate_limit_tier, tiers, "tier")
+        prefix = f"route {shown(route.route_id)}: "
+        _known(draft, route, "backend_service", prefix, route.backend_service, backends, "backend")
+        _known(draft, route, "rate_limit_tier", prefix, route.rate_limit_tier, tiers, "tier")
 
 
-def _known(draft: Draft, record: object, key: str, name: str | None, names: set[str], noun: str) -> None:
-    if name is None or name in names:
-        return
-    route_id = getattr(record, "route_id", None)
-    prefix = f"route {shown(route_id)}: " if route_id else ""
-    draft.refuse(record, key, f"{prefix}{key}: there is no {noun} {shown(name)}", draft.problems.nearest(name, names))
+def _known(draft: Draft, record: object, key: str, prefix: str, name: str | None, names: set[str], noun: str) -> None:
+    if name is not None and name not in names:
+        nearest = draft.problems.nearest(name, names)
+        draft.refuse(record, key, f"{prefix}{key}: there is no {noun} {shown(name)}", nearest)

@@ -30,6 +30,8 @@ def _plain(value: Any, key: str) -> Any:
         return items if key in _ORDERED else sorted(items, key=_text)
     if isinstance(value, dict):
         return {name: _plain(item, "") for name, item in value.items()}
+    if isinstance(value, float) and value.is_integer():
+        return int(value)  # 10 and 10.0 are one number
     return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
 
 

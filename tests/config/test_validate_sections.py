@@ -1,0 +1,60 @@
+"""Contradictions within the main file (more in tests/golden/{keys,listeners,types}.yaml)."""
+
+from pathlib import Path
+from typing import Any, Callable
+
+import pytest
+
+Refused = Callable[[Any], list[str]]
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ('{"keys": []}', None),
+        ("{", "is not valid JSON"),
+        ("[]", 'holds no JWKS: a JSON object with a list "keys"'),
+        ('{"keys": {}}', 'holds no JWKS: a JSON object with a list "keys"'),
+        ("[" * 100_000, "is not valid JSON"),
+        (None, "does not exist"),
+    ],
+)
+def test_a_jwks_file_holds_a_jwks(
+    refused: Refused, document: dict[str, Any], tmp_path: Path, content: str | None, problem: str | None
+) -> None:
+    if content is not None:
+        (tmp_path / "jwks.json").write_text(content)
+    document["auth"] = {"jwt": {"issuer": "i", "audience": "a", "jwks_file": "jwks.json"}}
+    found = [problem.partition(": ")[2] for problem in refused(document)]
+    assert found == ([] if problem is None else [f"auth.jwt.jwks_file jwks.json {problem}"])
+
+
+@pytest.mark.parametrize(
+    ("url", "accepted"),
+    [
+        ("https://id.example.com/jwks", True),
+        ("http://127.0.0.1:9/jwks", True),
+        ("http://localhost/jwks", True),
+        ("http://[::1]/jwks", True),
+        ("http://id.example.com/jwks", False),
+        ("http://127.0.0.1.example.com/jwks", False),
+        ("http://127.0.0.1@example.com/jwks", False),
+        ("file:///etc/jwks", False),
+    ],
+)
+def test_keys_come_over_https_or_loopback(refused: Refused, document: dict[str, Any], url: str, accepted: bool) -> None:
+    document["auth"] = {"jwt": {"issuer": "i", "audience": "a", "jwks_url": url}}
+    assert (refused(document) == []) is accepted
+
+
+def test_a_store_in_memory_beside_a_redis_section_is_fine(refused: Refused, document: dict[str, Any]) -> None:
+    document |= {"redis": {"url": "redis://127.0.0.1"}, "rate_limits": {"store": "memory"}}
+    assert refused(document) == []
+
+
+def test_lowering_the_body_limit_below_the_default_buffer_is_explained(
+    refused: Refused, document: dict[str, Any]
+) -> None:
+    assert refused(document | {"limits": {"max_body_bytes": 1000}}) == [
+        "apigw.yaml:17: limits.buffer_body_bytes (65536) is above max_body_bytes (1000)"
+    ]
