@@ -257,12 +257,12 @@ class RedisCounters(Service):
 
     def startService(self) -> None:
         """Begin to connect; checks raise CounterStoreDown until a probe was answered."""
-        Service.startService(self)  # type: ignore[no-untyped-call]
+        Service.startService(self)
         self._connect()
 
     def stopService(self) -> None:
         """Close the connection; checks in flight fail with CounterStoreDown."""
-        Service.stopService(self)  # type: ignore[no-untyped-call]
+        Service.stopService(self)
         self._disconnect("stopped")
         _cancel(self._log_timer)
         self._log_timer = None

@@ -11,7 +11,6 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from twisted.internet import reactor
-from twisted.internet.error import ConnectError
 from twisted.internet.ssl import Certificate, trustRootFromCertificates
 
 from apigw.adapters.redis_connect import connect_to
@@ -49,10 +48,10 @@ async def test_in_clear_over_a_lean_transport() -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_a_refused_connection_is_told() -> None:
-    """With the words of the kernel."""
+    """In so many words."""
     connector = Connector(loop, Deadlines(loop))
     connect = connect_to(RedisAddress.of(f"redis://127.0.0.1:{free_port()}"), loop, connector)
-    with pytest.raises(ConnectError, match="refused"):
+    with pytest.raises(ConnectionError, match="refused"):
         await connect(None)  # type: ignore[arg-type]
 
 
