@@ -28,7 +28,8 @@ class Certified:
         context.set_ciphers(_CIPHERS)
         context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION | ssl.OP_CIPHER_SERVER_PREFERENCE
         context.set_alpn_protocols(["http/1.1"])
-        context.load_cert_chain(certificate.cert_file, certificate.key_file)
+        # Without a password OpenSSL asks for one on the terminal, and the process waits.
+        context.load_cert_chain(certificate.cert_file, certificate.key_file, password="")
         leaf = x509.load_pem_x509_certificate(certificate.cert_file.read_bytes())
         self.context = context
         self.names = _names(leaf)
