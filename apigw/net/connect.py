@@ -4,7 +4,7 @@ import errno
 import ipaddress
 import os
 import socket
-from typing import Any, Protocol
+from typing import Any, Protocol, Sequence
 
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import Deferred
@@ -17,11 +17,13 @@ from apigw.net.deadlines import Deadlines
 from apigw.net.transport import TCPTransport
 
 _RESOLVED_FOR_S = 30.0  # a name's addresses are asked again after that; when that fails the old ones stay
+_MAX_NAMES = 4096  # kept; where instances come and go for months, all are forgotten once in a while
 
 # Machine words of a failed connection; log, metrics and docs use them as they stand.
 REFUSED, TIMED_OUT, UNREACHABLE, UNRESOLVED = "connection_refused", "connect_timeout", "unreachable", "unresolved"
 
 Address = tuple[int, Any]  # socket family, sockaddr
+_Name = tuple[str, int]  # host and port as configured or discovered
 
 
 class Wanting(Protocol):
@@ -34,7 +36,7 @@ class Wanting(Protocol):
 
 @implementer(IWriteDescriptor)
 class _Attempt:
-    """One non-blocking connect."""
+    """One connection to be: non-blocking connects until one succeeds."""
 
     lean_io = True
 
@@ -43,24 +45,32 @@ class _Attempt:
         self._wanting = wanting
         self._socket: socket.socket | None = None
         self._fd = -1
+        self._trying = False  # whether the reactor watches it
         self._address: Any = None
+        self._untried: list[Address] = []
         self._bucket = deadlines.add(timeout_s, self._over)
 
-    def begin(self, address: Address) -> None:
+    def begin(self, addresses: Sequence[Address]) -> None:
+        """Try one after the other ("localhost" may be ::1 first, with nobody there); the deadline holds for all."""
+        self._untried = list(addresses)
+        self._try_next()
+
+    def _try_next(self) -> None:
         if self._wanting is None:
             return
-        family, self._address = address
+        family, self._address = self._untried.pop(0)
         try:
             sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
-        except OSError as error:  # out of descriptors
-            self._reactor.callLater(0, self._fail, UNREACHABLE, str(error))
+        except OSError as error:  # out of descriptors, or a family that this host has not
+            self._reactor.callLater(0, self._failed, UNREACHABLE, str(error))
             return
         self._socket = sock
         self._fd = sock.fileno()
         code = sock.connect_ex(self._address)
         if code not in (0, errno.EINPROGRESS):
-            self._reactor.callLater(0, self._fail, _word(code), os.strerror(code))
+            self._reactor.callLater(0, self._failed, _word(code), os.strerror(code))
             return
+        self._trying = True
         self._reactor.addWriter(self)
 
     def doWrite(self) -> None:
@@ -69,8 +79,13 @@ class _Attempt:
             return
         code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if code:
-            self._fail(_word(code), os.strerror(code))
+            self._failed(_word(code), os.strerror(code))
             return
+        try:
+            sock.getpeername()
+        except OSError:  # the event was of a descriptor closed in this turn, whose number is now ours
+            return
+        self._trying = False
         self._reactor.removeWriter(self)
         self._fd = -1
         self._socket = None
@@ -85,15 +100,27 @@ class _Attempt:
     def _over(self) -> None:
         self._fail(TIMED_OUT, "no answer to the connect in time")
 
-    def _fail(self, reason: str, detail: str) -> None:
-        if self._wanting is None:
-            return
+    def _failed(self, reason: str, detail: str) -> None:
+        """This address is no good."""
+        self._drop()
+        if self._untried:
+            self._try_next()
+        else:
+            self._fail(reason, detail)
+
+    def _drop(self) -> None:
         if self._socket is not None:
-            if self._fd != -1:
+            if self._trying:
+                self._trying = False
                 self._reactor.removeWriter(self)
             self._fd = -1
             self._socket.close()
             self._socket = None
+
+    def _fail(self, reason: str, detail: str) -> None:
+        if self._wanting is None:
+            return
+        self._drop()
         self._bucket.pop(self._over, None)
         wanting, self._wanting = self._wanting, None  # type: ignore[assignment]
         wanting.connect_failed(reason, detail)
@@ -126,31 +153,56 @@ class Connector:
     def __init__(self, reactor: Any, deadlines: Deadlines) -> None:
         self._reactor = reactor
         self._deadlines = deadlines
-        self._resolved: dict[tuple[str, int], tuple[float, Address]] = {}
+        self._resolved: dict[_Name, tuple[float, list[Address]]] = {}
+        self._asking: dict[_Name, list[_Attempt]] = {}  # who waits for the answer that is under way
 
     def connect(self, host: str, port: int, timeout_s: float, wanting: Wanting) -> None:
-        """Open a connection to an address or a name; the timeout holds for both steps together."""
-        attempt = _Attempt(self._reactor, self._deadlines, timeout_s, wanting)
-        known = self._resolved.get((host, port))
-        if known is not None and self._reactor.seconds() - known[0] < _RESOLVED_FOR_S:
-            attempt.begin(known[1])
-            return
-        literal = _literal(host, port)
-        if literal is not None:
-            self._resolved[host, port] = (float("inf"), literal)
-            attempt.begin(literal)
-            return
-        resolving = deferToThreadPool(
-            self._reactor, self._reactor.getThreadPool(), socket.getaddrinfo, host, port, type=socket.SOCK_STREAM
-        )
-        resolving.addCallback(self._keep, host, port)
-        resolving.addErrback(lambda failure: known[1] if known is not None else failure)
-        resolving.addCallbacks(attempt.begin, attempt.unresolved)
+        """Open a connection to an address or a name; the timeout holds for both steps together.
 
-    def _keep(self, found: list[Any], host: str, port: int) -> Address:
-        address: Address = (found[0][0], found[0][4])
-        self._resolved[host, port] = (self._reactor.seconds(), address)
-        return address
+        Addresses that are no longer fresh serve while they are asked for anew: a slow name server delays nobody.
+        """
+        attempt = _Attempt(self._reactor, self._deadlines, timeout_s, wanting)
+        name = host, port
+        known = self._resolved.get(name)
+        if known is None:
+            literal = _literal(host, port)
+            if literal is not None:
+                known = self._keep(name, float("inf"), [literal])
+        fresh = known is not None and self._reactor.seconds() - known[0] < _RESOLVED_FOR_S
+        if not fresh and name not in self._asking:
+            self._ask(name)
+        if known is not None:
+            attempt.begin(known[1])
+        else:
+            self._asking[name].append(attempt)
+
+    def _ask(self, name: _Name) -> None:
+        """In a thread, and once at a time a name: a dead name server must not fill the threads with one name."""
+        self._asking[name] = []
+        resolving = deferToThreadPool(
+            self._reactor, self._reactor.getThreadPool(), socket.getaddrinfo, *name, type=socket.SOCK_STREAM
+        )
+        resolving.addCallback(self._found, name)
+        resolving.addErrback(self._not_found, name)
+
+    def _found(self, found: list[Any], name: _Name) -> None:
+        addresses = list(dict.fromkeys((family, sockaddr) for family, _, _, _, sockaddr in found))
+        self._keep(name, self._reactor.seconds(), addresses)
+        for attempt in self._asking.pop(name):
+            attempt.begin(addresses)
+
+    def _not_found(self, failure: Failure, name: _Name) -> None:
+        known = self._resolved.get(name)
+        if known is not None:
+            self._keep(name, self._reactor.seconds(), known[1])
+        for attempt in self._asking.pop(name, []):
+            attempt.unresolved(failure)
+
+    def _keep(self, name: _Name, now_s: float, addresses: list[Address]) -> tuple[float, list[Address]]:
+        if len(self._resolved) >= _MAX_NAMES:
+            self._resolved.clear()
+        self._resolved[name] = now_s, addresses
+        return now_s, addresses
 
     def open(self, host: str, port: int, timeout_s: float, protocol: Any) -> "Deferred[Any]":
         """Connect `protocol`; fires with it, or fails with ConnectionError."""
