@@ -1,0 +1,286 @@
+"""Rate limits in Redis, shared and through every way in which it fails."""
+
+import re
+import time
+from typing import Any, Callable, Iterator
+
+import pytest
+import pytest_twisted
+from twisted.internet import reactor
+from twisted.internet.threads import deferToThread
+
+from tests.e2e.client import Response
+from tests.e2e.conftest import Launch
+from tests.e2e.gateway import Gateway, protected, route
+from tests.e2e.identity import bearer
+from tests.e2e.load import Load, median
+from tests.servers import DelayProxy, RedisServer, redis_server
+
+WINDOW_S = 3600
+
+
+def tier(name: str, limit: int, per: str, window_s: int = WINDOW_S) -> dict[str, Any]:
+    return {"tier": name, "limit": limit, "window_seconds": window_s, "per": per}
+
+
+def on_redis(port: int, timeout_ms: int = 50) -> Callable[[Gateway], None]:
+    """A gateway that counts in this Redis, with a tier and a route of each kind."""
+
+    def change(gateway: Gateway) -> None:
+        gateway.settings["redis"] = {"url": f"redis://127.0.0.1:{port}/0", "timeout_ms": timeout_ms}
+        gateway.settings["rate_limits"] = {
+            "store": "redis",
+            "tiers": [
+                tier("user", 5, "user_id"),
+                tier("ip", 5, "client_ip"),
+                tier("many", 100_000, "client_ip"),
+                tier("shared", 100, "user_id"),
+                tier("all", 1_000_000, "global"),
+                tier("quick", 5, "user_id", 1),
+            ],
+            "global_tier": "all",
+        }
+        gateway.settings["gateway"]["trusted_proxies"] = ["127.0.0.0/8"]
+        gateway.settings["routes"] += [
+            protected("user", "/user/*", rate_limit_tier="user"),
+            route("ip", "/ip/*", rate_limit_tier="ip"),
+            route("many", "/many/*", rate_limit_tier="many"),
+            protected("shared", "/shared/*", rate_limit_tier="shared"),
+            protected("open", "/open/*", rate_limit_tier="user", rate_limit_fail_mode="open"),
+            protected("closed", "/closed/*", rate_limit_tier="user", rate_limit_fail_mode="closed"),
+            protected("local", "/local/*", rate_limit_tier="user", rate_limit_fail_mode="local"),
+        ]
+
+    return change
+
+
+def started(launch: Launch, redis: RedisServer, **more: Any) -> Gateway:
+    """A gateway that has found its Redis."""
+    gateway = launch(on_redis(redis.port, **more))
+    gateway.until(lambda: gateway.metric("redis_up") == 1)
+    return gateway
+
+
+@pytest.fixture
+def redis() -> Iterator[RedisServer]:
+    with redis_server() as server:
+        yield server
+
+
+def _statuses(gateway: Gateway, target: str, count: int, *headers: tuple[str, str]) -> list[int]:
+    with gateway.client() as client:
+        return [client.request("GET", target, headers).status for _ in range(count)]
+
+
+def test_tiers_count_per_user_per_address_and_for_all(launch: Launch, redis: RedisServer) -> None:
+    """Each with a key of its own as the contract spells it, and a TTL of twice the window."""
+    gateway = started(launch, redis)
+    assert _statuses(gateway, "/user/x", 7, bearer("ann")) == [200] * 5 + [429] * 2
+    assert _statuses(gateway, "/user/x", 1, bearer("bea")) == [200]
+    assert _statuses(gateway, "/ip/x", 6, ("X-Forwarded-For", "203.0.113.5")) == [200] * 5 + [429]
+    v6 = [("X-Forwarded-For", f"2001:db8:1:2::{n}") for n in range(1, 7)]
+    assert [gateway.ask("GET", "/ip/x", one).status for one in v6] == [200] * 5 + [429], "IPv6 counts by its /64"
+    assert gateway.ask("GET", "/ip/x", ("X-Forwarded-For", "2001:db8:1:3::1")).status == 200
+    start = int(time.time()) // WINDOW_S * WINDOW_S
+    keys = {key.decode() for key in redis.command("KEYS", "rate:*")}
+    for counter in ("user:user:ann", "user:user:bea", "ip:ip:203.0.113.5", "ip:ip:2001-db8-1-2", "all:global:all"):
+        key = f"rate:{{{counter}}}:{start}"
+        assert key in keys, (key, keys)
+        assert WINDOW_S < redis.command("TTL", key) <= 2 * WINDOW_S
+    assert redis.command("GET", f"rate:{{user:user:ann}}:{start}") == b"5", "a refused request is not counted"
+
+
+HOSTILE = [
+    "a}:1",
+    "{other}",
+    "x:user:ann",
+    "a b:c",
+    "ü" * 100,
+    "*",
+    "a\\\\b",
+    "u" * 256,
+    "}}{{::",
+    "sha256-" + "0" * 32,
+]
+
+
+def test_a_hostile_user_id_does_not_break_out_of_its_key(launch: Launch, redis: RedisServer) -> None:
+    """One counter each, three parts between the braces, nothing of the id's own punctuation."""
+    gateway = started(launch, redis)
+    passed = 0
+    for user in HOSTILE:
+        redis.command("FLUSHALL")
+        reply = gateway.ask("GET", "/user/x", bearer(user))
+        assert reply.status in (200, 401), reply
+        if reply.status == 200:
+            passed += 1
+            keys = [key.decode() for key in redis.command("KEYS", "*") if b"all:global" not in key]
+            assert len(keys) == 1, keys
+            assert re.fullmatch(r"rate:\{user:user:[A-Za-z0-9._@+-]+\}:\d+", keys[0]), keys
+            assert keys[0] != "rate:{user:user:ann}"
+    assert passed >= 4
+
+
+def test_two_gateways_share_one_limit(launch: Launch, redis: RedisServer) -> None:
+    """100 for both together, within 5%, from clients that ask both at once."""
+    gateways = [started(launch, redis), started(launch, redis)]
+    token = bearer("shared")
+    loads = [Load(one.https, one.context(), clients=3, headers=lambda: [token], target="/shared/x") for one in gateways]
+    with loads[0], loads[1]:
+        loads[0].wait_for(100)
+        loads[1].wait_for(100)
+    for load in loads:
+        assert load.failed(200, 429) == []
+    allowed = sum(one.status == 200 for load in loads for one in load.outcomes)
+    assert 95 <= allowed <= 105
+    assert all(any(one.status == 200 for one in load.outcomes) for load in loads)
+
+
+def test_counters_survive_a_reload_and_a_restart_of_the_gateway(launch: Launch, redis: RedisServer) -> None:
+    """They are Redis', not the process's."""
+    gateway = started(launch, redis)
+    assert _statuses(gateway, "/user/x", 3, bearer("cas")) == [200] * 3
+    gateway.settings["routes"].append(route("new", "/new/*"))
+    gateway.reload()
+    assert _statuses(gateway, "/user/x", 1, bearer("cas")) == [200]
+    other = started(launch, redis)
+    assert _statuses(other, "/user/x", 2, bearer("cas")) == [200, 429]
+
+
+def _dead_by_kill(redis: RedisServer) -> Callable[[], None]:
+    redis.kill()
+    return redis.start
+
+
+def _dead_by_freeze(redis: RedisServer) -> Callable[[], None]:
+    redis.freeze()
+    return redis.thaw
+
+
+def _dead_by_read_only(redis: RedisServer) -> Callable[[], None]:
+    redis.command("REPLICAOF", "127.0.0.1", 1)
+    return lambda: redis.command("REPLICAOF", "NO", "ONE")
+
+
+def _dead_by_memory(redis: RedisServer) -> Callable[[], None]:
+    redis.config_set("maxmemory", "1")
+    return lambda: redis.config_set("maxmemory", "0")
+
+
+def _times(gateway: Gateway, count: int) -> list[float]:
+    """Seconds of requests one after another on one connection."""
+    took = []
+    with gateway.client() as client:
+        for _ in range(count):
+            began_s = time.perf_counter()
+            assert client.request("GET", "/many/x").status == 200
+            took.append(time.perf_counter() - began_s)
+    return took
+
+
+@pytest.mark.parametrize("die", [_dead_by_kill, _dead_by_freeze, _dead_by_read_only, _dead_by_memory])
+def test_a_dead_redis_leaves_it_to_the_fail_mode_and_costs_nothing(
+    launch: Launch, redis: RedisServer, die: Callable[[RedisServer], Callable[[], None]]
+) -> None:
+    """open lets through, closed says 503, local counts here; no slower than before; enforced 2 s after the return."""
+    gateway = started(launch, redis)
+    normal_s = median(_times(gateway, 100))
+    heal = die(redis)
+    _times(gateway, 5)  # the first failures
+    gateway.until(lambda: gateway.metric("redis_up") == 0)
+    assert median(_times(gateway, 100)) < normal_s + 0.002
+    token = bearer("dora")
+    assert _statuses(gateway, "/open/x", 8, token) == [200] * 8
+    reply = gateway.ask("GET", "/closed/x", token)
+    assert (reply.status, reply.json()["error"]) == (503, "rate_limiter_unavailable") and reply.get("Retry-After")
+    assert gateway.entry(reply.get("X-Request-ID"))["error_type"] == "rate_limiter_unavailable"
+    assert _statuses(gateway, "/local/x", 7, token) == [200] * 5 + [429] * 2
+    assert gateway.metric("rate_limit_decisions_total", tier="user", decision="fail_open") >= 8
+    assert gateway.metric("rate_limit_decisions_total", decision="fail_closed") == 1
+    assert gateway.metric("rate_limit_decisions_total", decision="fail_local") == 5
+    ready = gateway.page("/readyz")
+    assert ready.status == 200 and ready.json()["checks"]["redis"]["ok"] is False
+    heal()
+    healed_s = time.monotonic()
+    gateway.until(lambda: gateway.metric("redis_up") == 1, 2.0)
+    assert _statuses(gateway, "/user/x", 7, bearer("emil")) == [200] * 5 + [429] * 2
+    assert time.monotonic() - healed_s < 2.5
+    assert gateway.ask("GET", "/closed/x", bearer("fred")).status == 200
+
+
+def test_a_redis_restarted_empty_goes_on_without_a_word(launch: Launch, redis: RedisServer) -> None:
+    """The script is loaded anew; no request fails."""
+    gateway = started(launch, redis)
+    with Load(gateway.http, clients=2, target="/many/x", pause_s=0.01) as load:
+        load.wait_for(20)
+        redis.restart()
+        load.wait_for(20)
+        gateway.until(lambda: gateway.metric("redis_up") == 1, 2.5)
+        redis.command("SCRIPT", "FLUSH")
+        load.wait_for(20)
+    assert load.failed() == []
+    assert _statuses(gateway, "/user/x", 6, bearer("gus")) == [200] * 5 + [429]
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_slow_redis_is_a_dead_one(launch: Launch, redis: RedisServer) -> None:
+    """Answers 60 ms late against a timeout of 20 ms: requests do not wait for them, and it is asked again by itself."""
+    proxy = DelayProxy(reactor, redis.port)
+
+    def slowed() -> None:
+        gateway = launch(on_redis(proxy.port, timeout_ms=20))
+        gateway.until(lambda: gateway.metric("redis_up") == 1)
+        normal_s = median(_times(gateway, 50))
+        proxy.delay_s = 0.06
+        _times(gateway, 3)
+        gateway.until(lambda: gateway.metric("redis_up") == 0)
+        assert median(_times(gateway, 50)) < normal_s + 0.002
+        assert gateway.ask("GET", "/closed/x", bearer()).status == 503
+        proxy.delay_s = 0.0
+        gateway.until(lambda: gateway.metric("redis_up") == 1, 2.0)
+        assert _statuses(gateway, "/user/x", 6, bearer("hal")) == [200] * 5 + [429]
+        gateway.stop()
+
+    await deferToThread(slowed)
+    await proxy.close()
+
+
+def test_redis_down_at_the_start(launch: Launch, redis: RedisServer) -> None:
+    """It serves by the fail modes and finds its Redis when that comes."""
+    redis.kill()
+    gateway = launch(on_redis(redis.port))
+    assert gateway.ask("GET", "/open/x", bearer()).status == 200
+    assert gateway.ask("GET", "/closed/x", bearer()).status == 503
+    redis.start()
+    gateway.until(lambda: gateway.ask("GET", "/closed/x", bearer()).status == 200, 2.5)
+
+
+def test_the_memory_store_limits_by_itself(launch: Launch) -> None:
+    """The embedded default: also the global tier, unmatched paths, and a window that ends."""
+
+    def change(gateway: Gateway) -> None:
+        gateway.settings["rate_limits"] = {
+            "store": "memory",
+            "tiers": [
+                tier("quick", 5, "client_ip", 1),
+                tier("unauthenticated", 4, "client_ip"),
+                tier("all", 30, "global"),
+            ],
+            "global_tier": "all",
+        }
+        gateway.settings["routes"].append(route("quick", "/quick/*", rate_limit_tier="quick"))
+
+    gateway = launch(change)
+    assert _statuses(gateway, "/nowhere/x", 6) == [404] * 4 + [429] * 2
+    statuses = _statuses(gateway, "/quick/x", 12)
+    assert 200 in statuses and 429 in statuses
+
+    def comes_back() -> Response | None:
+        reply = gateway.ask("GET", "/quick/x")
+        if reply.status == 429:
+            assert 1 <= int(reply.get("Retry-After") or 0) <= 2
+            return None
+        return reply
+
+    gateway.until(comes_back, 3)
+    assert 429 in _statuses(gateway, "/pub/x", 31)
