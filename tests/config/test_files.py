@@ -3,6 +3,7 @@
 import copy
 import os
 import random
+import re
 import resource
 import time
 from pathlib import Path
@@ -143,7 +144,7 @@ def test_the_fingerprint_of_nothing_raises_nothing(tmp_path: Path) -> None:
 KEYS = (
     "listeners backends routes gateway limits auth jwt redis url rate_limits tiers tier config include address port "
     "tls certificates cert_file key_file name instances host pattern methods route_id backend_service auth_type "
-    "deprecated sunset_date access_log sinks circuit_breaker recovery_steps load_shedding cpu_percent canary etcd owner << P1"
+    "deprecated sunset_date access_log sinks circuit_breaker recovery_steps load_shedding cpu_percent canary owner <<"
 ).split()
 VALUES = st.one_of(
     st.none(),
@@ -231,3 +232,24 @@ def test_five_thousand_routes_load_in_seconds_and_leave_little_behind(
 
 def _resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+ETC = Path(__file__).parent.parent.parent / "etc"
+
+
+def test_the_packaged_configuration_is_valid_as_it_stands() -> None:
+    config = load(ETC / "apigw.yaml", hostname="h", now_s=1.0)
+    assert [route.route_id for route in config.routes] == ["gateway-status"]
+    assert config.rate_limits.unmatched_tier == "unauthenticated" and config.routes[0].owner == "team-platform"
+
+
+def test_the_packaged_configuration_with_all_comments_taken_away_lacks_only_its_certificate(tmp_path: Path) -> None:
+    """A commented setting begins with "#" before its own indentation, prose with "# " and a word."""
+    for source in (ETC / "apigw.yaml", ETC / "routes.d/example.yaml", ETC / "backends.d/example.yaml"):
+        target = tmp_path / source.relative_to(ETC)
+        target.parent.mkdir(exist_ok=True)
+        target.write_text(re.sub(r"^#(?=\S|  )", "", source.read_text(), flags=re.MULTILINE))
+    with pytest.raises(ConfigurationError) as caught:
+        load(tmp_path / "apigw.yaml", hostname="h", now_s=1.0)
+    messages = [problem.message.replace(f"{tmp_path}/", "") for problem in caught.value.problems]
+    assert messages == ["cert_file tls/api.crt does not exist", "key_file tls/api.key does not exist"]
