@@ -1,6 +1,9 @@
-"""What tests need of the house, shipped with it: exchanges that have ended, by keyword."""
+"""What tests need of the house, shipped with it: exchanges that have ended, connections without a socket."""
 
 from typing import Any
+
+from twisted.internet.error import ConnectionDone, ConnectionLost
+from twisted.python.failure import Failure
 
 from apigw.config.model import (
     AccessLog,
@@ -19,6 +22,7 @@ from apigw.config.model import (
 )
 from apigw.config.snapshot import Snapshot
 from apigw.exchange import ClientRequest, Exchange, Identity, Principal, RateVerdict, Target
+from apigw.net.connect import Wanting
 
 
 def small_snapshot(access_log: AccessLog = AccessLog(), version: str = "v1") -> Snapshot:
@@ -63,3 +67,104 @@ def ended_exchange(snapshot: Snapshot | None = None, *, method: str = "GET", **f
     for name, value in facts.items():
         setattr(ex, name, value)
     return ex
+
+
+class MemoryTransport:
+    """A connection to a backend without a socket: `arrive()` and `end()` are the backend's side.
+
+    Keeps to what net.transport.TCPTransport promises; `unread` are bytes that lie in the kernel (see stale()).
+    """
+
+    def __init__(self, protocol: Any) -> None:
+        self.protocol = protocol
+        self.written = b""
+        self.reading = False
+        self.unread = b""
+        self.ended_unseen = False
+        self.dead = False
+        self.sent_bytes = 0
+
+    def start(self) -> None:
+        self.protocol.makeConnection(self)
+        self.reading = True
+
+    def setTcpKeepAlive(self, enabled: bool) -> None:
+        """There is no socket."""
+
+    def write(self, data: bytes) -> None:
+        if not self.dead:
+            self.written += data
+
+    def buffered_bytes(self) -> int:
+        return 0
+
+    def stale(self) -> bool:
+        return bool(self.unread) or self.ended_unseen
+
+    def pauseProducing(self) -> None:
+        self.reading = False
+
+    def resumeProducing(self) -> None:
+        self.reading = True
+
+    def registerProducer(self, producer: Any, streaming: bool) -> None:
+        """Nothing ever waits to be sent."""
+
+    def unregisterProducer(self) -> None:
+        """See registerProducer()."""
+
+    def abortConnection(self) -> None:
+        self._lose(ConnectionLost())
+
+    def arrive(self, data: bytes) -> None:
+        """Bytes from the backend, read at once while reading is on."""
+        self.unread += data
+        if self.reading and not self.dead:
+            data, self.unread = self.unread, b""
+            self.protocol.dataReceived(data)
+
+    def end(self, clean: bool = True) -> None:
+        """The backend's FIN, or its RST."""
+        self._lose(ConnectionDone() if clean else ConnectionLost())
+
+    def _lose(self, reason: Exception) -> None:
+        if not self.dead:
+            self.dead = True
+            protocol, self.protocol = self.protocol, None
+            protocol.connectionLost(Failure(reason))
+
+
+class Attempt:
+    """One connect() of a MemoryConnector; the test says how it ends."""
+
+    def __init__(self, connector: "MemoryConnector", host: str, port: int, wanting: Wanting) -> None:
+        self.host = host
+        self.port = port
+        self._connector = connector
+        self._wanting = wanting
+
+    def succeed(self) -> MemoryTransport:
+        """The connection is made; its transport."""
+        self._connector.attempts.remove(self)
+        self._wanting.connect_done(None, None)  # type: ignore[arg-type]
+        return self._connector.transports[-1]
+
+    def fail(self, reason: str) -> None:
+        self._connector.attempts.remove(self)
+        self._wanting.connect_failed(reason, "as the test said")
+
+
+class MemoryConnector:
+    """net.connect.Connector without sockets. `attempts` are under way; `transports` are all that were ever made."""
+
+    def __init__(self) -> None:
+        self.attempts: list[Attempt] = []
+        self.transports: list[MemoryTransport] = []
+
+    def connect(self, host: str, port: int, timeout_s: float, wanting: Wanting) -> None:
+        self.attempts.append(Attempt(self, host, port, wanting))
+
+    def transport(self, sock: Any, peer: Any, protocol: Any) -> MemoryTransport:
+        made = MemoryTransport(protocol)
+        self.transports.append(made)
+        return made

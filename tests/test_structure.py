@@ -46,7 +46,6 @@ OWED: set[str] = {
     "upstream/backends.py",
     "upstream/connection.py",
     "upstream/health.py",
-    "upstream/pool.py",
     "upstream/proxy.py",
     "worker.py",
 }
