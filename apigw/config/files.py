@@ -12,8 +12,7 @@ from apigw.config.model import Config
 from apigw.config.parse import Draft, Part, assemble, read_main, read_part
 from apigw.config.problems import Problems, shown
 from apigw.config.reading import Unreadable, read_bounded
-from apigw.config.validate import validate
-from apigw.config.version import version_of
+from apigw.config.validate import validated
 
 MAX_FILE_BYTES = 8 * 1024 * 1024  # 5,000 routes with every key written out are 2.7 MB
 MAX_FILES = 5_000
@@ -27,10 +26,7 @@ def load(main_file: Path, *, hostname: str, now_s: float) -> Config:
     hostname: the default of gateway.instance_name. Raises ConfigurationError with the problems of all files.
     """
     draft, sources = read_draft(main_file, hostname=hostname)
-    validate(draft, now_s)
-    draft.problems.raise_if_any()
-    config = attrs.evolve(draft.config, sources=sources)
-    return attrs.evolve(config, version=version_of(config))
+    return validated(draft, now_s, sources)
 
 
 def read_draft(main_file: Path, *, hostname: str) -> tuple[Draft, tuple[Path, ...]]:

@@ -237,7 +237,8 @@ class Many(Kind[tuple[T, ...]]):
             return False
         identity: Hashable = self.same(value) if self.same else value
         if identity in values:
-            reading.refuse(item.line, name, Refused(f"repeats {shown(identity)}"))
+            what = identity if isinstance(identity, (str, int, float)) else str(identity)
+            reading.refuse(item.line, name, Refused(f"repeats {shown(what)}"))
             return False
         values[identity] = value
         return True

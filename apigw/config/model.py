@@ -86,7 +86,7 @@ class JWTSection:
 
 @frozen
 class APIKeysSection:
-    database_url: str
+    database_url: str = field(repr=False)  # may hold a password
     cache_ttl_s: float = 300.0
     rotation_overlap_days: int = 7
 

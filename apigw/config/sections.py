@@ -89,10 +89,16 @@ CERTIFICATE = Record(
     Certificate,
     (Field("cert_file", FilePath(), required=True), Field("key_file", FilePath(), required=True)),
 )
+
+
+def _cert_file(certificate: Certificate) -> str:
+    return str(certificate.cert_file)
+
+
 TLS = Record(
     TLSSection,
     (
-        Field("certificates", Many(CERTIFICATE, at_least=1), required=True),
+        Field("certificates", Many(CERTIFICATE, at_least=1, same=_cert_file), required=True),
         Field("min_version", Choice(("TLSv1.2", "TLSv1.3"))),
     ),
 )
@@ -184,10 +190,16 @@ SINK = Record(
     ),
     lenient=True,
 )
+
+
+def _destination(sink: Sink) -> str:
+    return f"{sink.type} {sink.path or sink.topic or ''}".strip()
+
+
 ACCESS_LOG = Record(
     AccessLog,
     (
-        Field("sinks", Many(SINK, at_most=10, keep=True)),
+        Field("sinks", Many(SINK, at_most=10, same=_destination, keep=True)),
         Field("success_sample_rate", _RATE),
         Field("sample_above_rps", Number(0, 1e9)),
         Field("buffer_entries", Whole(1, 10_000_000)),

@@ -1,7 +1,11 @@
 """What is wrong with a draft as a whole: the list of all checks. Each notes every problem it finds."""
 
+from pathlib import Path
 from typing import Callable
 
+import attrs
+
+from apigw.config.model import Config
 from apigw.config.parse import Draft
 from apigw.config.validate_availability import check_availability
 from apigw.config.validate_certificates import check_certificates
@@ -9,6 +13,7 @@ from apigw.config.validate_listeners import check_listeners
 from apigw.config.validate_names import check_duplicates, check_references
 from apigw.config.validate_routes import check_routes
 from apigw.config.validate_sections import check_backends, check_sections
+from apigw.config.version import version_of
 
 Check = Callable[[Draft, float], None]
 
@@ -31,3 +36,14 @@ def validate(draft: Draft, now_s: float) -> None:
     """
     for check in CHECKS:
         check(draft, now_s)
+
+
+def validated(draft: Draft, now_s: float, sources: tuple[Path, ...] = ()) -> Config:
+    """The configuration of a draft in which nothing is wrong, with its version.
+
+    Raises ConfigurationError with the problems of reading and of `validate`.
+    """
+    validate(draft, now_s)
+    draft.problems.raise_if_any()
+    config = attrs.evolve(draft.config, sources=sources)
+    return attrs.evolve(config, version=version_of(config))

@@ -3,7 +3,7 @@
 import json
 
 from apigw.config.addresses import is_loopback, split_url
-from apigw.config.model import SELF, Backend, CircuitBreaker, JWTSection
+from apigw.config.model import SELF, Backend, CircuitBreaker, JWTSection, RedisSection
 from apigw.config.parse import Draft
 from apigw.config.problems import listed, shown
 from apigw.config.reading import Unreadable, read_bounded
@@ -17,6 +17,8 @@ def check_sections(draft: Draft, now_s: float) -> None:
     """auth, redis, rate_limits, limits, load_shedding, circuit_breaker, access_log."""
     if draft.config.jwt is not None:
         _check_jwt(draft, draft.config.jwt)
+    if draft.config.redis is not None and draft.sound(draft.config.redis, "url"):
+        _check_redis_url(draft, draft.config.redis)
     _check_rate_limits(draft)
     _check_limits(draft)
     _check_shedding(draft)
@@ -80,6 +82,22 @@ def _check_jwks_file(draft: Draft, jwt: JWTSection) -> None:
         problem = "is not valid JSON"
     if problem is not None:
         draft.refuse(jwt, "jwks_file", f"auth.jwt.jwks_file {jwt.jwks_file} {problem}")
+
+
+def _check_redis_url(draft: Draft, redis: RedisSection) -> None:
+    """What the Redis adapter takes; messages do not quote the URL, which may hold a password."""
+    parts = split_url(redis.url)
+    if parts is None or parts.scheme not in ("redis", "rediss"):
+        return
+    database = parts.path.strip("/")
+    if database and not (database.isascii() and database.isdigit() and len(database) < 6):
+        draft.refuse(redis, "url", "redis.url: the path must be the number of a database, as in redis://HOST:6379/0")
+    if parts.query:
+        draft.refuse(redis, "url", "redis.url has a query, which is not understood")
+    if parts.username and not parts.password:
+        draft.refuse(
+            redis, "url", "redis.url has a user and no password; a password alone is written redis://:PASSWORD@HOST"
+        )
 
 
 def _check_rate_limits(draft: Draft) -> None:

@@ -58,3 +58,31 @@ def test_lowering_the_body_limit_below_the_default_buffer_is_explained(
     assert refused(document | {"limits": {"max_body_bytes": 1000}}) == [
         "apigw.yaml:17: limits.buffer_body_bytes (65536) is above max_body_bytes (1000)"
     ]
+
+
+@pytest.mark.parametrize(
+    ("url", "accepted"),
+    [
+        ("redis://127.0.0.1", True),
+        ("redis://:secret@h:6379/15", True),
+        ("redis://user:secret@h/", True),
+        ("redis://secret@h", False),
+        ("redis://h/db", False),
+        ("redis://h/0?ssl=true", False),
+    ],
+)
+def test_a_redis_url_says_what_the_adapter_understands_and_is_not_quoted(
+    refused: Refused, document: dict[str, Any], url: str, accepted: bool
+) -> None:
+    problems = refused(document | {"redis": {"url": url}})
+    assert (problems == []) is accepted and "secret" not in str(problems)
+
+
+def test_a_log_file_is_written_once(refused: Refused, document: dict[str, Any], tmp_path: Path) -> None:
+    document["access_log"] = {
+        "sinks": [{"type": "file", "path": "a"}, {"type": "stdout"}, {"type": "file", "path": "a"}]
+    }
+    problems = refused(document)
+    assert (
+        len(problems) == 1 and problems[0].endswith("access_log.sinks[2] repeats 'file a'") or "repeats" in problems[0]
+    )
