@@ -44,7 +44,6 @@ OWED: set[str] = {
     "supervisor/signals.py",
     "testing.py",
     "upstream/backends.py",
-    "upstream/connection.py",
     "upstream/health.py",
     "upstream/proxy.py",
     "worker.py",
