@@ -8,6 +8,8 @@ import pytest
 from apigw.config.model import CircuitBreaker, Config
 from apigw.config.parse import assemble, read_main, read_part, read_single
 from apigw.config.problems import Problems
+from apigw.config.validate import validated
+from apigw.errors import ConfigurationError
 
 Document = dict[str, Any]
 Loaded = Callable[[Any], Config]
@@ -108,3 +110,14 @@ def test_a_value_must_repeat_the_name_of_its_key() -> None:
     problems = Problems()
     read_single("routes", "order", ROUTE, "s", problems)
     assert [str(problem) for problem in problems.found] == ["s:1: route_id is 'orders', but the key ends in 'order'"]
+
+
+def test_values_of_a_store_and_a_main_file_make_one_configuration(now_s: float) -> None:
+    problems = Problems()
+    main = read_main("listeners: [{address: 127.0.0.1, port: 1}]", "apigw.yaml", Path("/"), problems)
+    route = read_single("routes", "orders", ROUTE, "etcd:/gateway/routes/orders", problems)
+    backend = read_single("backends", "b", "{name: b, instances: [{host: h, port: 1}]}", "s", problems)
+    config = validated(assemble(main, [route, backend], "h", problems), now_s)
+    assert [one.route_id for one in config.routes] == ["orders"] and len(config.version) == 12
+    with pytest.raises(ConfigurationError, match="etcd:/gateway/routes/orders:1: route 'orders': backend_service"):
+        validated(assemble(main, [route], "h", Problems()), now_s)

@@ -78,11 +78,7 @@ def test_a_redis_url_says_what_the_adapter_understands_and_is_not_quoted(
     assert (problems == []) is accepted and "secret" not in str(problems)
 
 
-def test_a_log_file_is_written_once(refused: Refused, document: dict[str, Any], tmp_path: Path) -> None:
-    document["access_log"] = {
-        "sinks": [{"type": "file", "path": "a"}, {"type": "stdout"}, {"type": "file", "path": "a"}]
-    }
-    problems = refused(document)
-    assert (
-        len(problems) == 1 and problems[0].endswith("access_log.sinks[2] repeats 'file a'") or "repeats" in problems[0]
-    )
+def test_a_log_file_is_written_once(refused: Refused, document: dict[str, Any]) -> None:
+    file = {"type": "file", "path": "/a"}
+    problems = refused(document | {"access_log": {"sinks": [file, {"type": "stdout"}, file]}})
+    assert [problem.partition(": ")[2] for problem in problems] == ["access_log.sinks[2] repeats 'file /a'"]
