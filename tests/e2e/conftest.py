@@ -4,11 +4,11 @@ from typing import Callable, Iterator
 
 import pytest
 
-from tests.e2e.gateway import APP, Gateway, backend, protected, route
+from tests.e2e.gateway import APP, Gateway, backend, protected, quiet_port, route
 from tests.e2e.origin import Origin
-from tests.servers import free_port
 
 Launch = Callable[..., Gateway]
+Change = Callable[[Gateway], None]
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -25,7 +25,7 @@ def origin() -> Iterator[Origin]:
 
 def _furnish(gateway: Gateway) -> None:
     """Routes of every kind, for the tests that need no gateway of their own."""
-    gateway.settings["backends"] += [backend("dead", free_port(), unhealthy_after=1000)]
+    gateway.settings["backends"] += [backend("dead", quiet_port(), unhealthy_after=1000)]
     gateway.settings["limits"] = {"max_body_bytes": 1_000_000}
     gateway.settings["rate_limits"] = {
         "store": "memory",

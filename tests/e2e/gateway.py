@@ -4,8 +4,10 @@ import copy
 import datetime
 import json
 import os
+import random
 import re
 import signal
+import socket
 import ssl
 import subprocess
 import time
@@ -21,7 +23,6 @@ from cryptography.x509.oid import NameOID
 
 from tests.e2e.client import Client, Response
 from tests.e2e.identity import AUDIENCE, ISSUER, key_set
-from tests.servers import free_port
 
 CHECKOUT = Path(__file__).parents[2]
 TWISTD = CHECKOUT / ".venv" / "bin" / "twistd"
@@ -82,6 +83,21 @@ def backend(name: str, *ports: int, **more: Any) -> Settings:
     }
 
 
+_ports = iter(random.sample(range(12_000, 30_000), 2_000))
+
+
+def quiet_port() -> int:
+    """A free port that this run never gives again, below those that the kernel gives to clients and to bind(0)."""
+    for port in _ports:
+        with socket.socket() as sock:
+            try:
+                sock.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise RuntimeError("no free port")
+
+
 class Gateway:
     """One daemon. Change `settings`, then start() or reload().
 
@@ -90,7 +106,7 @@ class Gateway:
 
     def __init__(self, work: Path, origin_port: int) -> None:
         self.work = work
-        self.http, self.https, self.admin = free_port(), free_port(), free_port()
+        self.http, self.https, self.admin = quiet_port(), quiet_port(), quiet_port()
         self.main_file = work / "apigw.yaml"
         self.access_log = work / "access.log"
         self.output = work / "output.log"

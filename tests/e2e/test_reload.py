@@ -10,11 +10,10 @@ import pytest
 
 from tests.e2e.client import Client
 from tests.e2e.conftest import Launch
-from tests.e2e.gateway import Gateway, certificate, protected, route
+from tests.e2e.gateway import Gateway, certificate, protected, quiet_port, route
 from tests.e2e.identity import KeyServer, bearer, key_set
 from tests.e2e.load import Load
 from tests.e2e.origin import Origin
-from tests.servers import free_port
 
 
 def _token() -> list[tuple[str, str]]:
@@ -108,7 +107,7 @@ def test_a_new_certificate_is_served_without_dropping_a_connection(launch: Launc
 def test_a_listener_comes_and_goes_with_a_reload(launch: Launch) -> None:
     """A connection to a port that is gone lives on; a port that is taken refuses the whole reload."""
     gateway = launch()
-    port = free_port()
+    port = quiet_port()
     gateway.settings["listeners"].append({"address": "127.0.0.1", "port": port})
     gateway.reload()
     with Client(port) as client:
@@ -138,7 +137,7 @@ def test_keys_from_another_place_come_into_force_with_a_reload(launch: Launch) -
         gateway.reload()
         assert gateway.ask("GET", "/api/x", bearer(kid="k2")).status == 200
         assert gateway.ask("GET", "/api/x", bearer()).status == 401
-        jwt["jwks_url"] = f"http://127.0.0.1:{free_port()}/none"
+        jwt["jwks_url"] = f"http://127.0.0.1:{quiet_port()}/none"
         error = gateway.reload(accepted=False)["last_reload_error"]
         assert "key" in error, error
         assert gateway.ask("GET", "/api/x", bearer(kid="k2")).status == 200
@@ -203,7 +202,7 @@ def test_what_needs_a_restart_is_refused_with_a_sentence(launch: Launch) -> None
     """Every such key is named; nothing else of that reload comes into force."""
     gateway = launch()
     gateway.settings["gateway"]["instance_name"] = "other"
-    gateway.settings["admin"]["port"] = free_port()
+    gateway.settings["admin"]["port"] = quiet_port()
     gateway.settings["access_log"]["sinks"][0]["path"] = str(gateway.work / "elsewhere.log")
     gateway.settings["routes"].append(route("new", "/new/*"))
     error = gateway.reload(accepted=False)["last_reload_error"]
