@@ -304,10 +304,10 @@ class Proxying:
     # -- ends
 
     def _over(self) -> None:
-        """The route's timeout, counted from the last progress; a client that reads slowly does not count."""
+        """The route's timeout, counted from the last progress; a client that reads or sends slowly does not count."""
         self._bucket = None
         left_s = self._last_s + self._timeout_s - self._proxy.clock.seconds()
-        if left_s > 0 or self._paused:
+        if left_s > 0 or self._paused or self._waits_for_body():
             self._bucket = self._proxy.deadlines.add(left_s if left_s > 0 else self._timeout_s, self._over)
             return
         connection, self._connection = self._connection, None
@@ -321,6 +321,12 @@ class Proxying:
         self._request.fail(
             upstream_timeout(self._backend, UPSTREAM_TIMEOUT, f"no answer within {self._timeout_s * 1000:.0f} ms")
         )
+
+    def _waits_for_body(self) -> bool:
+        """The backend has taken all that came of the body: the next move is the client's, within the body timeout."""
+        if not self._streaming or self._request.body.complete or self._request.started or self._connection is None:
+            return False
+        return not self._connection.transport.buffered_bytes()
 
     def _client_gone(self) -> None:
         connection, self._connection = self._connection, None
