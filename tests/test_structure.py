@@ -45,7 +45,6 @@ OWED: set[str] = {
     "testing.py",
     "upstream/backends.py",
     "upstream/health.py",
-    "upstream/proxy.py",
     "worker.py",
 }
 # Folders of tests that mirror something else than apigw/.
