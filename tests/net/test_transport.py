@@ -17,9 +17,11 @@ SMALL = 4096
 
 
 @run
-async def test_what_is_written_is_sent_at_once_without_a_write_event(net: Any) -> None:
+async def test_what_a_turn_writes_is_sent_at_its_end_without_a_write_event(net: Any) -> None:
     transport, _, client = net.tcp()
-    transport.write(b"answer")
+    transport.write(b"ans")
+    transport.write(b"wer")
+    await net.turns(1)
     assert client.recv(100) == b"answer"
     assert transport.buffered_bytes() == 0
 
@@ -419,6 +421,7 @@ async def test_it_is_an_itransport_in_the_small_things(net: Any) -> None:
     transport, _, client = net.tcp()
     transport.writeSequence([b"a", b"b", b""])
     transport.write(b"")
+    await net.turns(1)
     assert client.recv(10) == b"ab"
     assert transport.getHost() == client.getpeername() and transport.getPeer() == client.getsockname()
     assert transport.getTcpNoDelay()
