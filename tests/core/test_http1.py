@@ -143,7 +143,7 @@ request_lines = st.one_of(
 heads = st.tuples(request_lines, header_lines).map(lambda head: b"\r\n".join((head[0], *head[1])) + b"\r\n\r\n")
 
 
-@settings(max_examples=600)
+@settings(max_examples=300)
 @given(heads)
 def test_a_head_is_accepted_exactly_when_the_reference_accepts_it_and_read_alike(data: bytes) -> None:
     try:
