@@ -152,7 +152,7 @@ class Request:
     # -- up: the answer
 
     def fail(self, error: GatewayError) -> None:
-        """Answer with the error's JSON (contract section 4); cut the connection when an answer has begun."""
+        """Answer with the error's JSON (contract section 4); cut the connection when bytes of an answer are out."""
         if self.finished:  # and recorded
             return
         ex = self.exchange
@@ -160,9 +160,10 @@ class Request:
         ex.error_message = error.detail or error.message
         if error.status >= 500 and error.code == "internal_error":
             log.error("500: {detail}", detail=error.detail, request_id=self.request_id)
-        if self.started:
+        if self.started and self._head is None:
             self.cut()
             return
+        self._head = None  # of an answer that failed before a byte of it was sent
         if ex.identity is None:
             ex.identity = identify(ex.request.fields, _randomness)
         members = {"error": error.code, "message": error.message, "request_id": ex.identity.request_id, **error.extra}
