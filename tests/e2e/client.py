@@ -156,19 +156,17 @@ class Client:
         return data[:count], len(data) >= count
 
     def _chunks(self) -> tuple[bytes, bool]:
-        body = b""
+        pieces: list[bytes] = []
         while True:
             while b"\r\n" not in self.buffered:
                 if not self._fill():
-                    return body, False
+                    return b"".join(pieces), False
             size_line, self.buffered = self.buffered.split(b"\r\n", 1)
             size = int(size_line.split(b";")[0], 16)
             piece, whole = self._exactly(size + 2)
-            if not whole:
-                return body + piece, False
-            if size == 0:
-                return body, True
-            body += piece[:size]
+            pieces.append(piece[:size])
+            if size == 0 or not whole:
+                return b"".join(pieces), whole
 
 
 def head(
