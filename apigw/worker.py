@@ -23,9 +23,10 @@ from apigw.adapters.access_log import AccessLog
 from apigw.adapters.health_probe import HealthProbe
 from apigw.adapters.jwks import JWKS
 from apigw.adapters.log_sinks import open_sinks
-from apigw.adapters.memory_counters import MemoryCounters
+from apigw.adapters.memory_counters import MemoryCounters, Pruning
 from apigw.adapters.metrics import Metrics, watch_access_log
-from apigw.adapters.redis_counters import CONNECT_TIMEOUT_S, RedisCounters
+from apigw.adapters.redis_connect import connect_to
+from apigw.adapters.redis_counters import RedisCounters
 from apigw.adapters.redis_link import RedisAddress
 from apigw.config import files
 from apigw.config.model import Config
@@ -40,7 +41,7 @@ from apigw.edge.site import Site
 from apigw.errors import ConfigurationError
 from apigw.net.connect import Connector
 from apigw.net.deadlines import Deadlines
-from apigw.net.memory import release_memory
+from apigw.net.memory import keep_out_of_sight, settle_memory, trim_memory
 from apigw.ports import WallClock
 from apigw.status import status, watch
 from apigw.supervisor import signals
@@ -102,6 +103,7 @@ class Worker(MultiService):
         )
         children = (
             self.lag,
+            Pruning(reactor, self.local_counters, wall),
             self.redis,
             self.keys,
             self.backends,
@@ -118,9 +120,8 @@ class Worker(MultiService):
         if config.redis is None or config.rate_limits.store != "redis":
             return None
         where = RedisAddress.of(config.redis.url)
-        connector = Connector(self._reactor, self.deadlines)
         return RedisCounters(
-            lambda link: connector.open(where.host, where.port, CONNECT_TIMEOUT_S, link),
+            connect_to(where, self._reactor, Connector(self._reactor, self.deadlines)),
             self._reactor,
             self._reactor.after_turn,
             config.redis,
@@ -157,7 +158,7 @@ class Worker(MultiService):
             log.critical("apigw cannot start: {error}", error=error)
             raise SystemExit(1) from None
         self.listeners.start()
-        release_memory()
+        settle_memory()
         log.info(
             "serving {routes} routes, configuration {version}, on {where}",
             routes=len(self.config.routes),
@@ -196,9 +197,12 @@ class Worker(MultiService):
             if self.keys is not None:
                 self.keys.disownServiceParent()
             self.keys = keys
+        elif keys is not None:
+            keys.poll_now()
         self.config = config
         log.info("configuration {version} is in force", version=config.version)
-        self._reactor.callLater(1.0, release_memory)
+        keep_out_of_sight()
+        self._reactor.callInThread(trim_memory)
 
     async def _new_keys(self, config: Config) -> JWKS | None:
         """A started key source with keys. Raises ConfigurationError when it has none: tokens would be refused."""

@@ -9,9 +9,14 @@ Note [Bounded counters]
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 from apigw.core.window import Counted, Demand
+from apigw.net.poller import Poller
+from apigw.ports import WallClock
+
+_PRUNE_EVERY_S: Final = 1.0
+_PRUNE_AT_MOST: Final = 5000  # about 1 ms; a full store of 100,000 is empty 20 s after its windows are over
 
 MAX_ENTRIES: Final = 100_000  # about 350 bytes each
 _LOOK_AT: Final = 2  # stalest entries looked at in one call
@@ -72,3 +77,15 @@ class MemoryCounters:
             if entries[key][3] > now_s:
                 return
             del entries[key]
+
+
+class Pruning(Poller):
+    """Drops what is over even when no request comes: memory after a flood goes back (contract 13.10)."""
+
+    def __init__(self, reactor: Any, counters: MemoryCounters, wall: WallClock) -> None:
+        self._counters = counters
+        self._wall = wall
+        super().__init__(reactor, _PRUNE_EVERY_S, name="counter pruning")
+
+    def poll(self) -> None:
+        self._counters.prune(self._wall(), _PRUNE_AT_MOST)

@@ -6,16 +6,25 @@ import gc
 _GENERATIONS = (50_000, 20, 100)  # a request leaves no cycles: look for them rarely
 
 
-def release_memory() -> None:
-    """Collect, give free pages back to the system, and take what lives now out of the collector's sight.
+def settle_memory() -> None:
+    """After the start: collect once, take what lives from now on out of the collector's sight, trim.
 
-    The configuration and the code stay for hours; looking through them at each collection costs the loop
-    milliseconds and requests nothing but that.
+    The configuration and the code stay for hours; looking through them at each collection would cost the
+    loop tens of milliseconds and find nothing.
     """
-    gc.unfreeze()
     gc.collect()
+    keep_out_of_sight()
+    trim_memory()
+
+
+def keep_out_of_sight() -> None:
+    """After a reload: the new snapshot is not the collector's business either. Takes microseconds."""
     gc.freeze()
     gc.set_threshold(*_GENERATIONS)
+
+
+def trim_memory() -> None:
+    """Give free pages back to the system. Takes milliseconds without the interpreter's lock: call it in a thread."""
     try:
         ctypes.CDLL(None).malloc_trim(0)
     except (AttributeError, OSError):  # not glibc
