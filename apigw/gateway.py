@@ -5,6 +5,7 @@ from typing import Any, Callable, Mapping
 from attrs import frozen
 
 from apigw.config.snapshot import Snapshot
+from apigw.core.refusals import Refusals
 from apigw.core.trace import Randomness
 from apigw.net.deadlines import Deadlines
 from apigw.pipeline import Stage, compose
@@ -16,7 +17,7 @@ from apigw.stages.canonical_path import CanonicalPath
 from apigw.stages.cors import Cors
 from apigw.stages.identity import RequestIdentity
 from apigw.stages.public_health import PublicHealth
-from apigw.stages.rate_limit import RateLimit, UnmatchedLimit
+from apigw.stages.rate_limit import RateLimit, StandingRefusal, UnmatchedLimit
 from apigw.stages.routing import Routing
 from apigw.stages.scopes import RequiredScopes
 from apigw.stages.self_answer import SelfAnswer
@@ -50,6 +51,7 @@ def stages(
 ) -> list[Stage]:
     """From the client down. Stage 1 is edge/channel.py, 10 and 11 the leaf, 12 edge/request.py, 13 the ledger."""
     config = snapshot.config
+    refusals = Refusals()
     unmatched = UnmatchedLimit(counters, parts.wall, parts.on_decision)
     return [
         RequestIdentity(parts.randomness),  # 2   X-Request-ID, trace context
@@ -58,9 +60,10 @@ def stages(
         Routing(snapshot.trie, unmatched.take),  # 4   404, 405
         Cors(),  # 5                              preflight: 204
         Admission(parts.in_flight, config.gateway.max_in_flight),  # 6   503 overloaded
+        StandingRefusal(refusals, parts.wall, parts.on_decision),  #   429 again, for a moment
         Authentication(keys, token_policy(config.jwt), parts.wall),  # 7   401, 403, 503
         RequiredScopes(),  #                      403 insufficient_scope
-        RateLimit(counters, local, parts.wall, parts.on_decision),  # 8   429, 503
+        RateLimit(counters, local, parts.wall, parts.on_decision, refusals),  # 8   429, 503
         BodyLimit(),  # 9                         413
         SelfAnswer(),  #                          backend_service: self
     ]

@@ -1,9 +1,9 @@
 """One connection to Redis: packed commands out, replies to whoever waits for them, in order, and an eye on silence.
 
-    open     bytes that are not Redis' protocol, or a reply nobody waits for   closed: on_lost
-    open     the oldest watched write unanswered for timeout_s                 on_silent; open
-    open     the connection ends                                               closed: on_lost
-    any      drop()                                                            closed, and nothing is called any more
+open     bytes that are not Redis' protocol, or a reply nobody waits for   closed: on_lost
+open     the oldest watched write unanswered for timeout_s                 on_silent; open
+open     the connection ends                                               closed: on_lost
+any      drop()                                                            closed, and nothing is called any more
 """
 
 from collections import deque

@@ -46,9 +46,7 @@ class CompiledRoute:
         self.allow = ", ".join(route.methods).encode("ascii")
         self.strip = len(route.strip_prefix.rstrip("/"))
         self.timeout_s = route.timeout_s
-        self.max_body_bytes = (
-            config.limits.max_body_bytes if route.max_body_bytes is None else route.max_body_bytes
-        )
+        self.max_body_bytes = config.limits.max_body_bytes if route.max_body_bytes is None else route.max_body_bytes
         self.auth_required = route.auth_required
         self.auth_type = route.auth_type
         self.auth_grace_period = route.auth_grace_period

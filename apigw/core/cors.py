@@ -19,7 +19,9 @@ def reply_lines(origin: bytes | None, allowed: frozenset[bytes]) -> bytes:
     return b"Vary: Origin\r\n"
 
 
-def preflight_headers(fields: dict[bytes, bytes], allowed: frozenset[bytes], methods: bytes) -> list[tuple[bytes, bytes]]:
+def preflight_headers(
+    fields: dict[bytes, bytes], allowed: frozenset[bytes], methods: bytes
+) -> list[tuple[bytes, bytes]]:
     """Additional headers of a preflight's 204; none when the origin is not allowed: the browser then refuses."""
     if fields.get(b"origin") not in allowed:
         return []

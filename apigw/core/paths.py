@@ -123,7 +123,7 @@ def _refusal(digits: bytes) -> str:
 
 _ESCAPES = _acceptable_escapes()
 _HEX = re.compile(rb"[0-9A-Fa-f]{2}")
-_BARE = [(bytes((octet,)), b"%%%02X" % octet) for octet in b"[]|^{}\"<>`"]
+_BARE = [(bytes((octet,)), b"%%%02X" % octet) for octet in b'[]|^{}"<>`']
 _DOT_PARAMETER = re.compile(r"\.\.?(?:;|%3[Bb])")
 
 

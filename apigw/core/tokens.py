@@ -98,6 +98,8 @@ def _verified(token: bytes, keyring: Keyring, policy: TokenPolicy) -> dict[str, 
     header, _, payload = signed.partition(b".")
     if not payload or b"." in payload:
         raise InvalidToken("malformed")
+    if token in keyring.forged:
+        raise InvalidToken("bad_signature")
     known = keyring.remembered(header)
     algorithm, check = _resolved(header, keyring, policy) if known is None else known
     if algorithm not in policy.algorithms:
@@ -105,6 +107,7 @@ def _verified(token: bytes, keyring: Keyring, policy: TokenPolicy) -> dict[str, 
     try:
         check(_decoded(signature), signed)
     except InvalidSignature:
+        keyring.remember_forged(token)
         raise InvalidToken("bad_signature") from None
     if known is None:
         keyring.remember(header, algorithm, check)

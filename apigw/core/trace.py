@@ -38,9 +38,7 @@ class Randomness:
 def uuid4(randomness: Randomness) -> str:
     """A version 4 UUID (RFC 9562 5.4)."""
     digits = randomness.hex(32)
-    return (
-        f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-{_VARIANT[digits[16]]}{digits[17:20]}-{digits[20:]}"
-    )
+    return f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-{_VARIANT[digits[16]]}{digits[17:20]}-{digits[20:]}"
 
 
 def identify(fields: Mapping[bytes, bytes], randomness: Randomness) -> Identity:

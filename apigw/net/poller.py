@@ -192,4 +192,3 @@ class Poller(Service):
         if self.running and self._poll_timer is None:
             self._poll_timer = self.clock.callLater(self.interval_s, self._poll_begin)
         self._poll_tell(False)
-

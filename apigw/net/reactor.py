@@ -77,7 +77,6 @@ class LeanReactor(EPollReactor):
     doIteration = doPoll
 
 
-
 def install() -> LeanReactor:
     """Make it the process's reactor. Raises ReactorAlreadyInstalledError when there is one."""
     reactor = LeanReactor()

@@ -293,7 +293,7 @@ class TCPTransport:
         self._reading = self._writing = False
         self._out.clear()
         self._out_bytes = 0
-        self._producer = None
+        self._producer = self.on_blocked = None  # a cycle with the protocol: collections are rare
         self._fd = -1
         self._socket.close()
         protocol, self.protocol = self.protocol, None

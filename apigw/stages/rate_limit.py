@@ -12,11 +12,13 @@ One decision is counted a request, for the tier that refused it, else for its ow
 
 from collections.abc import Callable, Sequence
 from hashlib import sha256
+from math import ceil
 from typing import Any, Final
 
 from apigw.config.model import Tier
 from apigw.constants import RETRY_AFTER_DEPENDENCY_S
 from apigw.core.client_address import counting_address
+from apigw.core.refusals import Key, Refusals
 from apigw.core.window import (
     API_KEY,
     FINGERPRINT,
@@ -124,8 +126,14 @@ class RateLimit:
     gives = "verdict"
 
     def __init__(
-        self, store: CounterStore, local: CounterStore, wall: WallClock, on_decision: DecisionCounter
+        self,
+        store: CounterStore,
+        local: CounterStore,
+        wall: WallClock,
+        on_decision: DecisionCounter,
+        refusals: Refusals,
     ) -> None:
+        self._refusals = refusals
         self._store = store
         self._local = local
         self._wall = wall
@@ -165,9 +173,16 @@ class RateLimit:
         self, counted: Counted, ex: Exchange, demands: list[Demand], now_s: float, decision: str = ALLOWED
     ) -> RateVerdict:
         if not counted.allowed:
-            raise _refusal(counted, ex, demands, now_s, self._on_decision)
+            refusal, by = _refusal(counted, ex, demands, now_s, self._on_decision)
+            self._remember(ex, by, now_s, refusal.retry_after_s or 1)
+            raise refusal
         self._on_decision(demands[0].tier, decision)
         return _nearest(counted, demands, now_s)
+
+    def _remember(self, ex: Exchange, by: Demand, now_s: float, wait_s: int) -> None:
+        key = caller(ex)
+        if key is not None and ex.verdict is not None:
+            self._refusals.remember(key, now_s, wait_s, by.window_s, by.tier, ex.verdict, ex.principal)
 
     def _failed(self, failure: Any, ex: Exchange, demands: list[Demand], now_s: float) -> RateVerdict | None:
         failure.trap(CounterStoreDown)
@@ -225,7 +240,7 @@ class UnmatchedLimit:
 
     def _judged(self, counted: Counted, ex: Exchange, demands: list[Demand], now_s: float) -> None:
         if not counted.allowed:
-            raise _refusal(counted, ex, demands, now_s, self._on_decision)
+            raise _refusal(counted, ex, demands, now_s, self._on_decision)[0]
         self._on_decision(demands[0].tier, ALLOWED)
         ex.verdict = _nearest(counted, demands, now_s)
 
@@ -246,14 +261,19 @@ def _nearest(counted: Counted, demands: Sequence[Demand], now_s: float) -> RateV
 
 def _refusal(
     counted: Counted, ex: Exchange, demands: Sequence[Demand], now_s: float, on_decision: DecisionCounter
-) -> GatewayError:
+) -> tuple[GatewayError, Demand]:
     """429 by the limit that keeps the client waiting longest; ex gets what the log and the headers say of it."""
     judgements = [judge(demand, *counts, now_s) for demand, counts in zip(demands, counted.counts, strict=True)]
     worst: Judgement = max(judgements, key=lambda judgement: judgement.retry_after_s)
     wait_s = max(1, worst.retry_after_s)
-    on_decision(demands[judgements.index(worst)].tier, REJECTED)
+    by = demands[judgements.index(worst)]
+    on_decision(by.tier, REJECTED)
     ex.rate_limited = True
     ex.verdict = RateVerdict(worst.limit, worst.remaining, worst.reset_epoch_s)
+    return _exceeded(wait_s), by
+
+
+def _exceeded(wait_s: int) -> GatewayError:
     return GatewayError(
         "The rate limit is exceeded; try again later.",
         status=429,
@@ -261,3 +281,41 @@ def _refusal(
         retry_after_s=wait_s,
         extra={"retry_after": wait_s},
     )
+
+
+def caller(ex: Exchange) -> Key | None:
+    """Who asks, as far as it is known before authentication; None where the route has no tier."""
+    route = ex.route
+    if route is None or route.tier is None:
+        return None
+    fields = ex.request.fields
+    return fields.get(b"authorization"), fields.get(b"x-api-key"), ex.client_ip, route.tier.tier
+
+
+class StandingRefusal:
+    """Before authentication: says 429 again to a caller who was just told so. See Note [Standing refusals]."""
+
+    name = "standing_refusal"
+    needs = frozenset({"identity", "route"})
+    gives = None
+
+    def __init__(self, refusals: Refusals, wall: WallClock, on_decision: DecisionCounter) -> None:
+        self._refusals = refusals
+        self._wall = wall
+        self._on_decision = on_decision
+
+    def enter(self, ex: Exchange) -> None:
+        """Raises GatewayError 429. Sets what the refused exchange shows in log and headers."""
+        if not self._refusals.any:
+            return
+        key = caller(ex)
+        if key is None:
+            return
+        now_s = self._wall()
+        standing = self._refusals.of(key, now_s)
+        if standing is not None:
+            self._on_decision(standing.tier, REJECTED)
+            ex.rate_limited = True
+            ex.verdict = standing.verdict
+            ex.principal = standing.principal
+            raise _exceeded(max(1, ceil(standing.retry_at_s - now_s)))

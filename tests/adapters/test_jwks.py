@@ -211,9 +211,7 @@ def fail(request: Any) -> bytes:
 
 
 @pytest_twisted.ensureDeferred
-async def test_all_requests_wait_for_the_fetch_in_flight(
-    identity: Identity, source: Started, clock: Clock
-) -> None:
+async def test_all_requests_wait_for_the_fetch_in_flight(identity: Identity, source: Started, clock: Clock) -> None:
     keys = await source.start(jwks_url=identity.url)
     identity.behave = identity.hold
     waiting = [keys.refreshed() for _ in range(_MAX_WAITING)]

@@ -96,8 +96,6 @@ def self_signed(directory: Path) -> Certificate:
     pem = certificate.public_bytes(serialization.Encoding.PEM)
     (directory / "cert.pem").write_bytes(pem)
     (directory / "key.pem").write_bytes(
-        key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     )
     return Certificate.loadPEM(pem)

@@ -222,3 +222,18 @@ def test_a_token_may_leave_out_its_kid_when_one_key_fits() -> None:
     nameless = Keyring.from_jwks({"keys": [public_jwk(FORGE.keys["k1"])]}, ("RS256",))
     assert outcome(FORGE.token({"drop_header": ["kid"]}), nameless) == "ok"
     assert outcome(GOOD, nameless) == "unknown_key", "a key without a kid has no name to be called by"
+
+
+def test_a_forged_token_is_remembered_as_such_and_only_by_the_keys_that_refused_it() -> None:
+    """The memory is bounded, a good token never enters it, and other keys judge anew."""
+    keyring = Keyring.from_jwks(FORGE.jwks(), ("RS256",))
+    forged = GOOD[:-8] + b"AAAAAAAA"
+    assert outcome(forged, keyring) == outcome(forged, keyring) == "bad_signature"
+    assert outcome(GOOD, keyring) == "ok"
+    assert list(keyring.forged) == [forged]
+    for number in range(2000):
+        keyring.remember_forged(b"%d" % number)
+    assert len(keyring.forged) <= 512
+    keyring.remember_forged(b"x" * 4096)
+    assert b"x" * 4096 not in keyring.forged
+    assert Keyring.from_jwks(FORGE.jwks(), ("RS256",)).forged == {}

@@ -7,10 +7,11 @@ from twisted.internet.defer import Deferred
 
 from apigw.adapters.memory_counters import MemoryCounters
 from apigw.config.model import Tier
+from apigw.core.refusals import Refusals
 from apigw.core.window import Counted, Demand
 from apigw.errors import CounterStoreDown, GatewayError
 from apigw.exchange import ANONYMOUS, ClientRequest, Exchange, Principal
-from apigw.stages.rate_limit import RateLimit, UnmatchedLimit, fingerprint
+from apigw.stages.rate_limit import RateLimit, StandingRefusal, UnmatchedLimit, fingerprint
 
 NOW_S = 1_707_264_012.5
 KEY_HASH = "ab" * 32
@@ -82,7 +83,10 @@ class World:
     def __init__(self, store: Any = None) -> None:
         self.store = store if store is not None else Recording()
         self.decisions: list[tuple[str, str]] = []
-        self.stage = RateLimit(self.store, MemoryCounters(), lambda: NOW_S, self.decide)
+        self.now_s = NOW_S
+        refusals = Refusals()
+        self.stage = RateLimit(self.store, MemoryCounters(), lambda: NOW_S, self.decide, refusals)
+        self.standing = StandingRefusal(refusals, lambda: self.now_s, self.decide)
         self.unmatched = UnmatchedLimit(self.store, lambda: NOW_S, self.decide)
 
     def decide(self, tier: str, decision: str) -> None:
@@ -293,3 +297,55 @@ def test_a_fingerprint_is_the_program_not_its_address() -> None:
     assert fingerprint(one) == fingerprint(moved) != fingerprint(other)
     moved.headers.reverse()
     assert fingerprint(one) != fingerprint(moved)
+
+
+def refused(world: World, **about: Any) -> Exchange:
+    """An exchange like those that exhausted the tier, on its way to authentication."""
+    ex = exchange(**about)
+    ex.principal = None
+    return ex
+
+
+def test_who_was_just_refused_is_refused_again_without_token_or_store() -> None:
+    """With the same headers, logged for the same user, and a Retry-After that runs down."""
+    world = World()
+    for _ in range(6):
+        first = world.enter(exchange())
+    asked = len(world.store.asked)
+    again = refused(world)
+    world.now_s += 0.5
+    error = settled(lambda: world.standing.enter(again))
+    assert (error.status, error.retry_after_s) == (429, first.retry_after_s)
+    assert again.principal is ALICE and again.rate_limited and again.verdict is not None
+    assert world.decisions[-1] == ("standard", "rejected")
+    assert len(world.store.asked) == asked
+
+
+def test_a_refusal_stands_for_less_than_a_second() -> None:
+    """Below the shortest Retry-After: whoever obeys it never meets it."""
+    world = World()
+    for _ in range(6):
+        world.enter(exchange())
+    world.now_s += 0.95
+    assert settled(lambda: world.standing.enter(refused(world))) is None
+
+
+def test_a_refusal_meets_nobody_else() -> None:
+    """Not another address, token, API key or tier; and not one who was never refused."""
+    world = World()
+    assert settled(lambda: world.standing.enter(refused(world))) is None
+    for _ in range(6):
+        world.enter(exchange())
+    other_token, other_key = refused(world), refused(world)
+    other_token.request.fields[b"authorization"] = b"Bearer other"
+    other_key.request.fields[b"x-api-key"] = b"pk_live_other"
+    for ex in (refused(world, ip="203.0.113.43"), refused(world, tier=LOGIN), other_token, other_key):
+        assert settled(lambda ex=ex: world.standing.enter(ex)) is None  # type: ignore[misc]
+
+
+def test_a_clock_set_back_ends_a_refusal() -> None:
+    world = World()
+    for _ in range(6):
+        world.enter(exchange())
+    world.now_s -= 3600
+    assert settled(lambda: world.standing.enter(refused(world))) is None
