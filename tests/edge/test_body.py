@@ -1,5 +1,7 @@
 """A request's body: counted, held while small, handed on while large, never whole when it is not."""
 
+import tracemalloc
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -134,3 +136,17 @@ def test_tiny_chunks_are_taken_in_portions() -> None:
         portions += 1
     assert portions > 1
     assert (taker.data, taker.ends) == (b"b" * 1200, ["end"])
+
+
+def test_a_held_body_takes_its_size_however_small_the_segments_were() -> None:
+    body = RequestBody(60_000, False)
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        for number in range(30_000):
+            body.receive(bytes((number % 256, 7)), NO_LIMIT)
+        held = tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+    assert held < 2 * 60_000
+    assert body.take() == b"".join(bytes((number % 256, 7)) for number in range(30_000))
