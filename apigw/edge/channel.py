@@ -237,6 +237,10 @@ class Channel:
         keep_alive = not head.http10 and (connection is None or b"close" not in connection.lower())
         site = self.site
         body = RequestBody(head.content_length, head.chunked)
+        length = head.content_length
+        if length and length <= len(self._input):  # whole already: then a refusal needs not close the connection
+            body.receive(self._input[:length], length)
+            self._input = self._input[length:]
         request = Request(self, site.exchange(client), body, keep_alive)
         request.wants_continue = b"expect" in fields and not head.http10
         self._request = request
