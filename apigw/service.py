@@ -4,6 +4,7 @@ Importing this module installs the lean reactor, unless one is installed already
 it asks for a reactor. No other module imports the reactor.
 """
 
+import signal
 import socket
 import sys
 import time
@@ -47,6 +48,8 @@ def load(main_file: Path) -> Config:
 def makeService(options: Options) -> MultiService:
     """The service tree. A bad configuration ends the process with status 1 and its problems on stderr."""
     main_file = Path(options["config"]).absolute()
+    for number in (signal.SIGHUP, signal.SIGUSR1):  # until the worker handles them: either kills by default
+        signal.signal(number, signal.SIG_IGN)
     Factory.noisy = False  # else every health check writes two lines, when its connection starts and stops
     try:
         config = load(main_file)
