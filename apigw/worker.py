@@ -47,6 +47,7 @@ from apigw.status import status, watch
 from apigw.supervisor import signals
 from apigw.supervisor.lag import LoopLag
 from apigw.supervisor.reload import FileWatch, Reloader
+from apigw.supervisor.trim import Trimming
 from apigw.upstream.backends import Backends
 
 log = Logger()
@@ -103,6 +104,7 @@ class Worker(MultiService):
         )
         children = (
             self.lag,
+            Trimming(reactor, lambda: len(self.site.channels), trim_memory),
             Pruning(reactor, self.local_counters, wall),
             self.redis,
             self.keys,
