@@ -49,7 +49,7 @@ def _write_routes(path: Path, part: int, timeout_ms: int = 5000) -> None:
 
 @pytest.mark.slow
 def test_an_idle_tls_connection_costs_less_than_64_kib(launch: Launch) -> None:
-    """2,000 of them, after a request each; when they are gone, the next ones cost nothing more."""
+    """2,000 of them, after a request each; when they are gone, so is what they took."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard < 2 * CONNECTIONS:
         pytest.skip(f"only {hard} descriptors")
@@ -79,9 +79,8 @@ def test_an_idle_tls_connection_costs_less_than_64_kib(launch: Launch) -> None:
         del clients
         gc.collect()
     gateway.until(lambda: gateway.metric("connections") == 0)
-    left = (gateway.rss_bytes() - base) / CONNECTIONS
-    print(f"left of each when they are gone: {left / 1024:.1f} KiB")
-    assert left < 1.05 * each
+    took_s = gateway.until(lambda: gateway.rss_bytes() - base < 0.2 * each * CONNECTIONS, 8)
+    print(f"back after {took_s:.1f} s but for {(gateway.rss_bytes() - base) / MIB:.1f} MiB")
 
 
 def test_memory_does_not_grow_with_requests(launch: Launch) -> None:
