@@ -46,6 +46,7 @@ class Origin:
         self.connections = 0
         self.open = 0
         self.port = 0
+        self._by_tag: dict[str, list[Seen]] = {}
         self._scripts: dict[str, Script] = {}
         self._loop = asyncio.new_event_loop()
         self._server: asyncio.Server | None = None
@@ -70,7 +71,7 @@ class Origin:
 
     def tagged(self, tag: str) -> list[Seen]:
         """The requests that had this X-Tag."""
-        return [seen for seen in list(self.seen) if seen.get("X-Tag") == tag]
+        return list(self._by_tag.get(tag, ()))
 
     def remove(self) -> None:
         self.stop()
@@ -120,6 +121,7 @@ class Origin:
             writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
             return True
         self.seen.append(seen)
+        self._by_tag.setdefault(seen.get("X-Tag") or "", []).append(seen)
         script = self._scripts.get(path)
         if script is not None:
             await script(seen, reader, writer)
