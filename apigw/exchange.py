@@ -34,6 +34,7 @@ class ClientRequest:
         "peer_ip",
         "secure",
         "head_bytes",
+        "forwarded",
     )
 
     def __init__(
@@ -62,6 +63,24 @@ class ClientRequest:
         self.peer_ip = peer_ip
         self.secure = secure
         self.head_bytes = head_bytes
+        self.forwarded: dict[bool, bytes] = {}  # the lines that go to a backend, with and without cookies, once made
+
+    def again(self, target: bytes, head_bytes: int) -> "ClientRequest":
+        """The same head with another target."""
+        other: ClientRequest = ClientRequest.__new__(ClientRequest)
+        other.method = self.method
+        other.target = target
+        other.headers = self.headers
+        other.fields = self.fields
+        other.content_length = self.content_length
+        other.chunked = self.chunked
+        other.http10 = self.http10
+        other.authority = self.authority
+        other.peer_ip = self.peer_ip
+        other.secure = self.secure
+        other.head_bytes = head_bytes
+        other.forwarded = self.forwarded
+        return other
 
 
 class Identity:

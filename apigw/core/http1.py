@@ -1,8 +1,9 @@
 """HTTP/1.1 messages, strictly (RFC 9112): heads through llhttp behind a grammar of our own, bodies by hand.
 
-Two readers must agree before a head is believed. The grammar below refuses what request smuggling has ever
-used and llhttp may let pass (bare CR or LF, obs-fold, blanks before a colon, control bytes); llhttp, the
-parser of Node, is the second opinion and takes the head apart. Framing is then decided here, once:
+Two readers must agree before a request's head is believed. The grammar below refuses what request smuggling
+has ever used and llhttp may let pass (bare CR or LF, obs-fold, blanks before a colon, control bytes); llhttp,
+the parser of Node, is the second opinion and takes the head apart. A response's head, of a backend that the
+configuration names, has the grammar alone. Framing is then decided here, once:
 
     Transfer-Encoding  Content-Length  request              response
     absent             absent          no body              to the end of the connection
@@ -13,7 +14,7 @@ parser of Node, is the second opinion and takes the head apart. Framing is then 
 
 import re
 
-from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser, HttpResponseParser
+from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 
 from apigw.constants import (
     MAX_BODY_OVERHEAD_RATIO,
@@ -104,8 +105,8 @@ class Head:
 
 
 def _clean(data: bytes) -> bool:
-    """Whether a head has no control byte but HTAB and no CR or LF apart from its partner (RFC 9110 5.5)."""
-    return not data.translate(None, _PERMITTED) and data.count(b"\r") == data.count(b"\n") == data.count(b"\r\n")
+    """Whether a head has no control byte but HTAB and no bare CR; the grammar has LF only after CR (RFC 9110 5.5)."""
+    return not data.translate(None, _PERMITTED) and data.count(b"\r") == data.count(b"\n")
 
 
 def request_head(data: bytes) -> Head:
@@ -144,15 +145,9 @@ def response_head(data: bytes, to_head: bool) -> Head:
     match = _RESPONSE_HEAD.fullmatch(data)
     if match is None or not _clean(data):
         raise MalformedMessage("response head breaks the grammar")
-    minor, status, reason, _ = match.groups()
-    collector = _Collector()
-    try:
-        HttpResponseParser(collector).feed_data(data)
-    except HttpParserUpgrade:
-        pass  # 101 is the caller's to refuse
-    except HttpParserError as error:
-        raise MalformedMessage(f"llhttp: {error}") from None
-    head = Head(collector.lines, minor == b"0")
+    minor, status, reason, block = match.groups()
+    lines = [line.partition(b":")[::2] for line in block.split(b"\r\n")[:-1]]
+    head = Head(lines, minor == b"0")
     head.status = int(status)
     head.reason = reason or b""
     if to_head or head.status < 200 or head.status in (204, 304):

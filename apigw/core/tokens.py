@@ -8,7 +8,11 @@ Note [Strictness]
   - crit and b64 are refused; jku, x5u, jwk and x5c are never looked at;
   - claims have exactly the JSON type they should have: no "1700000000", no true, no NaN;
   - the claims are not looked at before the signature is good.
-  No verified token is kept: a revoked one would live on (design part 11).
+  No token is taken for verified because it was before: a revoked one would live on (design part 11).
+
+Note [Decoded tokens]
+  A client sends one token many times. What does not depend on the moment, its base64, JSON and the types of its
+  claims, is kept for tokens whose signature was good; signature and times are checked for each request.
 """
 
 import re
@@ -72,6 +76,30 @@ class TokenPolicy:
     scopes_claim: str = "scope"
 
 
+class Decoded:
+    """What a token says, as far as it does not change. See Note [Decoded tokens]. Times in epoch seconds."""
+
+    __slots__ = ("policy", "check", "signature", "signed", "expires_s", "begins_s", "principal")
+
+    def __init__(
+        self,
+        policy: TokenPolicy,
+        check: Verify,
+        signature: bytes,
+        signed: bytes,
+        expires_s: float,
+        begins_s: float,
+        principal: Principal,
+    ) -> None:
+        self.policy = policy
+        self.check = check
+        self.signature = signature
+        self.signed = signed
+        self.expires_s = expires_s
+        self.begins_s = begins_s  # the later of nbf and iat
+        self.principal = principal
+
+
 def verify(token: bytes, keyring: Keyring, policy: TokenPolicy, now_s: float) -> Principal:
     """The caller whose token this is, at epoch second `now_s`. See Note [Strictness].
 
@@ -79,11 +107,19 @@ def verify(token: bytes, keyring: Keyring, policy: TokenPolicy, now_s: float) ->
     Nothing else, whatever the bytes: a defect is refused too, with reason "error".
     """
     try:
+        decoded: Decoded | None = keyring.decoded.get(token)
+        if decoded is not None and decoded.policy is policy:
+            decoded.check(decoded.signature, decoded.signed)
+            _check_times(decoded.expires_s, decoded.begins_s, policy.skew_s, now_s)
+            return decoded.principal
         if len(token) > MAX_TOKEN_BYTES:
             raise InvalidToken("too_long")
-        claims = _verified(token, keyring, policy)
+        claims, check, signature, signed = _verified(token, keyring, policy)
         _check_claims(claims, policy, now_s)
-        return _principal(claims, policy)
+        principal = _principal(claims, policy)
+        begins_s = max(claims.get("nbf", 0), claims.get("iat", 0))
+        keyring.remember_decoded(token, Decoded(policy, check, signature, signed, claims["exp"], begins_s, principal))
+        return principal
     except InvalidToken:
         raise
     except ValueError:  # base64, JSON
@@ -92,8 +128,8 @@ def verify(token: bytes, keyring: Keyring, policy: TokenPolicy, now_s: float) ->
         raise InvalidToken("error", f"{type(error).__name__} in the verification of a token") from error
 
 
-def _verified(token: bytes, keyring: Keyring, policy: TokenPolicy) -> dict[str, Any]:
-    """The claims of a token whose signature is good (RFC 7515 5.2)."""
+def _verified(token: bytes, keyring: Keyring, policy: TokenPolicy) -> tuple[dict[str, Any], Verify, bytes, bytes]:
+    """The claims of a token whose signature is good (RFC 7515 5.2), and how that was found: check, signature, text."""
     signed, _, signature = token.rpartition(b".")
     header, _, payload = signed.partition(b".")
     if not payload or b"." in payload:
@@ -105,7 +141,8 @@ def _verified(token: bytes, keyring: Keyring, policy: TokenPolicy) -> dict[str, 
     if algorithm not in policy.algorithms:
         raise InvalidToken("wrong_algorithm")
     try:
-        check(_decoded(signature), signed)
+        signature = _decoded(signature)
+        check(signature, signed)
     except InvalidSignature:
         keyring.remember_forged(token)
         raise InvalidToken("bad_signature") from None
@@ -114,7 +151,7 @@ def _verified(token: bytes, keyring: Keyring, policy: TokenPolicy) -> dict[str, 
     claims = orjson.loads(_decoded(payload))
     if type(claims) is not dict:
         raise InvalidToken("malformed")
-    return claims
+    return claims, check, signature, signed
 
 
 def _resolved(segment: bytes, keyring: Keyring, policy: TokenPolicy) -> tuple[str, Verify]:
@@ -154,21 +191,23 @@ def _check_claims(claims: dict[str, Any], policy: TokenPolicy, now_s: float) -> 
     expires_s = claims.get("exp")
     if type(expires_s) not in _NUMBERS or not 0 <= expires_s <= _MAX_EPOCH_S:  # type: ignore[operator]
         raise InvalidToken("bad_time")
-    skew_s = policy.skew_s
-    if expires_s + skew_s <= now_s:  # type: ignore[operator]
-        raise InvalidToken("expired")
     for name in ("nbf", "iat"):
-        if name in claims:
-            begins_s = claims[name]
-            if type(begins_s) not in _NUMBERS or not 0 <= begins_s <= _MAX_EPOCH_S:
-                raise InvalidToken("bad_time")
-            if begins_s - skew_s > now_s:
-                raise InvalidToken("not_yet_valid")
+        begins_s = claims.get(name, 0)
+        if type(begins_s) not in _NUMBERS or not 0 <= begins_s <= _MAX_EPOCH_S:
+            raise InvalidToken("bad_time")
+        _check_times(expires_s, begins_s, policy.skew_s, now_s)  # type: ignore[arg-type]
     if claims.get("iss") != policy.issuer:
         raise InvalidToken("wrong_issuer")
     audience = claims.get("aud")
     if audience != policy.audience and not _among(policy.audience, audience):
         raise InvalidToken("wrong_audience")
+
+
+def _check_times(expires_s: float, begins_s: float, skew_s: float, now_s: float) -> None:
+    if expires_s + skew_s <= now_s:
+        raise InvalidToken("expired")
+    if begins_s - skew_s > now_s:
+        raise InvalidToken("not_yet_valid")
 
 
 def _among(audience: str, claim: object) -> bool:

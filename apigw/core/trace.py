@@ -48,9 +48,13 @@ def identify(fields: Mapping[bytes, bytes], randomness: Randomness) -> Identity:
         request_id = given.decode("ascii")
     else:
         request_id = uuid4(randomness)
-    parent = _w3c_parent(fields.get(b"traceparent")) if b"traceparent" in fields else _b3_parent(fields)
     fresh = randomness.hex(48)
     span_id = fresh[32:]
+    parent: Parent | None = None
+    if b"traceparent" in fields:
+        parent = _w3c_parent(fields[b"traceparent"])
+    elif b"b3" in fields or b"x-b3-traceid" in fields:
+        parent = _b3_parent(fields)
     if parent is None:
         trace_id = fresh[:32]
         return Identity(request_id, trace_id, span_id, None, False, _traceparent(trace_id, span_id, False))

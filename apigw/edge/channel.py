@@ -14,12 +14,13 @@ Whatever happens after a refusal, no byte that arrives later is looked at: `clos
 from typing import TYPE_CHECKING, Any, Callable
 
 from apigw.constants import MAX_PIPELINED_BYTES, MIN_PROGRESS_BYTES, WRITE_HIGH_WATER_BYTES
-from apigw.core.http1 import Head, MalformedMessage, impossible, request_head
+from apigw.core.http1 import MalformedMessage, impossible
 from apigw.edge.body import RequestBody, TooLarge
-from apigw.edge.heads import client_request, unparsed
+from apigw.edge.heads import HeadReader, unparsed
 from apigw.edge.pace import ANSWERS, BACKEND, CHUNKS, NO_TAKER, PIPELINE, TURN, AnswersTaken, Pace, WriteWatch
 from apigw.edge.request import Request
 from apigw.errors import BadRequest, GatewayError
+from apigw.exchange import ClientRequest
 
 if TYPE_CHECKING:
     from apigw.edge.site import Site
@@ -55,6 +56,7 @@ class Channel:
         "_writing",
         "_buffered",
         "_blocked",
+        "_heads",
         "_pace",
         "_seen",
     )
@@ -82,6 +84,7 @@ class Channel:
             transport.abortConnection()
             return
         self.transport = transport
+        self._heads = HeadReader()
         self._pace = Pace(transport)
         self._buffered: Callable[[], int] = getattr(transport, "buffered_bytes", _nothing)
         self._blocked: Callable[[], int] = getattr(transport, "blocked_bytes", self._buffered)
@@ -222,27 +225,25 @@ class Channel:
         self._input = data[end + 4 :] if len(data) > end + 4 else b""
         self._reading_head = False
         try:
-            head = request_head(data[: end + 4] if self._input else data)
-            self._begin(head, end + 4)
+            self._begin(self._heads.read(data[: end + 4] if self._input else data, self.peer_ip, self.secure))
         except MalformedMessage as error:
             self._refuse(BadRequest(detail=str(error), reason="bad_request"))
         except GatewayError as error:
             self._refuse(error)
         return True
 
-    def _begin(self, head: Head, head_bytes: int) -> None:
-        client = client_request(head, head_bytes, self.peer_ip, self.secure)
-        fields = head.fields
+    def _begin(self, client: ClientRequest) -> None:
+        fields = client.fields
         connection = fields.get(b"connection")
-        keep_alive = not head.http10 and (connection is None or b"close" not in connection.lower())
+        keep_alive = not client.http10 and (connection is None or b"close" not in connection.lower())
         site = self.site
-        body = RequestBody(head.content_length, head.chunked)
-        length = head.content_length
+        body = RequestBody(client.content_length, client.chunked)
+        length = client.content_length
         if length and length <= len(self._input):  # whole already: then a refusal needs not close the connection
             body.receive(self._input[:length], length)
             self._input = self._input[length:]
         request = Request(self, site.exchange(client), body, keep_alive)
-        request.wants_continue = b"expect" in fields and not head.http10
+        request.wants_continue = b"expect" in fields and not client.http10
         self._request = request
         if body.complete:
             self._deadline(0, None)

@@ -116,13 +116,16 @@ class Request:
     def wait(self, deferred: "Deferred[Any]", go_on: Callable[[Any, "Request"], None]) -> None:
         """Go on with go_on(value, self) when the Deferred has its value; its failure becomes the answer."""
         self._waiting = deferred
-        deferred.addCallback(self._waited, go_on)
-        deferred.addErrback(self._wait_failed)
+        deferred.addCallbacks(self._waited, self._wait_failed, callbackArgs=(go_on,))
 
     def _waited(self, value: Any, go_on: Callable[[Any, "Request"], None]) -> None:
         self._waiting = None
-        if not self.finished:
+        if self.finished:
+            return
+        try:
             go_on(value, self)
+        except Exception:
+            self._wait_failed(Failure())
 
     def _wait_failed(self, failure: Failure) -> None:
         self._waiting = None

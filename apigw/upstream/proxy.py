@@ -181,7 +181,11 @@ class Proxying:
         path = target.wire[route.strip :] or "/"
         if target.query:
             path = f"{path}?{target.query}"
-        lines = request_lines(client.headers, client.fields.get(b"connection"), route.forward_cookies)
+        lines = client.forwarded.get(route.forward_cookies)
+        if lines is None:
+            connection = client.fields.get(b"connection")
+            lines = b"".join(request_lines(client.headers, connection, route.forward_cookies))
+            client.forwarded[route.forward_cookies] = lines
         peer = client.peer_ip.encode("ascii")
         proto, host_seen = b"https" if client.secure else b"http", client.authority
         trusted = ex.snapshot.trusted_proxies
@@ -204,7 +208,7 @@ class Proxying:
             framing = b"Content-Length: %d\r\n" % len(held)
         return (
             f"{client.method} {path} HTTP/1.1\r\nHost: {host}\r\n".encode("ascii")
-            + b"".join(lines)
+            + lines
             + (ex.principal.headers if ex.principal is not None else b"")
             + b"X-Request-ID: %b\r\nX-Forwarded-For: %b\r\nX-Forwarded-Proto: %b\r\nX-Forwarded-Host: %b\r\n%b%b\r\n%b"
             % (identity.request_id.encode("ascii"), peer, proto, host_seen, identity.trace_headers, framing, held)

@@ -237,3 +237,26 @@ def test_a_forged_token_is_remembered_as_such_and_only_by_the_keys_that_refused_
     keyring.remember_forged(b"x" * 4096)
     assert b"x" * 4096 not in keyring.forged
     assert Keyring.from_jwks(FORGE.jwks(), ("RS256",)).forged == {}
+
+
+def test_a_token_that_was_decoded_before_is_verified_again() -> None:
+    """Its signature, its times and the policy of the moment: only the decoding is spared."""
+    keyring = Keyring.from_jwks(FORGE.jwks(), ("RS256",))
+    checks: list[bytes] = []
+    assert outcome(GOOD, keyring) == "ok"
+    decoded = keyring.decoded[GOOD]
+    real = decoded.check
+    decoded.check = lambda signature, signed: (checks.append(signed), real(signature, signed))
+    assert outcome(GOOD, keyring) == "ok" and len(checks) == 1
+    assert outcome(GOOD, keyring, now_s=NOW_S + 10_000_000) == "expired"
+    other = TokenPolicy(issuer="https://other.example", audience=forge.AUDIENCE)
+    assert outcome(GOOD, keyring, policy=other) == "wrong_issuer"
+    assert outcome(GOOD[:-8] + b"AAAAAAAA", keyring) == "bad_signature"
+
+
+def test_the_memory_of_decoded_tokens_is_bounded() -> None:
+    keyring = Keyring.from_jwks(FORGE.jwks(), ("RS256",))
+    for number in range(3000):
+        keyring.remember_decoded(b"%d" % number, object())
+    keyring.remember_decoded(b"x" * 4096, object())
+    assert len(keyring.decoded) <= 1024 and b"x" * 4096 not in keyring.decoded
