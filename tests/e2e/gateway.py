@@ -10,6 +10,7 @@ import signal
 import socket
 import ssl
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any, Callable
@@ -25,7 +26,7 @@ from tests.e2e.client import Client, Response
 from tests.e2e.identity import AUDIENCE, ISSUER, key_set
 
 CHECKOUT = Path(__file__).parents[2]
-TWISTD = CHECKOUT / ".venv" / "bin" / "twistd"
+TWISTD = Path(sys.executable).with_name("twistd")  # of the environment that runs the tests
 APP = "https://app.e2e.test"
 _BAD_WORDS = re.compile(r"Traceback|Unhandled|internal error|ResourceWarning|never retrieved")
 
@@ -152,6 +153,7 @@ class Gateway:
             self.process = subprocess.Popen(
                 [str(TWISTD), "-n", "--pidfile=", "apigw", "--config", str(self.main_file)],
                 cwd=CHECKOUT,
+                env={**os.environ, "PYTHONPATH": str(CHECKOUT)},  # the code beside these tests
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
