@@ -1,10 +1,10 @@
 """From the bytes of a head to a ClientRequest: what HTTP asks of a request beyond its grammar.
 
 Note [The same again]
-  A client's next request on a connection mostly differs in its target alone. When the header block is the
-  same to the byte, and so are method and version, what was parsed, checked and framed before holds again;
-  only the target is new, and one that is not of the plainest kind goes the long way. The lists are shared
-  between such requests: nobody changes them.
+  The next request on a connection mostly differs in its target alone, or in its target and its token, when a
+  proxy before us multiplexes clients. When the rest of the header block is the same to the byte, and so are
+  method and version, what was parsed, checked and framed before holds again. A target or token that is not of
+  the plainest kind goes the long way. What such requests share, nobody changes.
 """
 
 import re
@@ -20,16 +20,20 @@ _PLAIN_LINE = re.compile(
     rb"([A-Z]+) (/[A-Za-z0-9._~!$&'()*+,=:@/-]*(?:\?[A-Za-z0-9._~!$&'()*+,;=:@/?%-]*)?) (HTTP/1\.[01])"
 )
 
+_AUTHORIZATION = re.compile(rb"\r\n[Aa]uthorization: ([!-~ ]*)\r\n")
+_VISIBLE = bytes(range(0x20, 0x7F))
+
 _NO_HEADERS: list[Header] = []
 
 
 class HeadReader:
     """Reads the request heads of one connection. See Note [The same again]."""
 
-    __slots__ = ("_block", "_line", "_last")
+    __slots__ = ("_before", "_behind", "_line", "_last")
 
     def __init__(self) -> None:
-        self._block = b""
+        self._before = b""  # the last header block up to its token, or all of it
+        self._behind: bytes | None = None  # and what followed the token; None without one
         self._line: tuple[bytes | None, ...] = ()  # method and version of the last head
         self._last: ClientRequest | None = None
 
@@ -38,12 +42,34 @@ class HeadReader:
         line_end = data.find(b"\r\n")
         block = data[line_end:]
         match = _PLAIN_LINE.fullmatch(data, 0, line_end)
-        if match is not None and block == self._block and match.group(1, 3) == self._line and self._last is not None:
-            return self._last.again(match.group(2), len(data))
+        if match is not None and match.group(1, 3) == self._line and self._last is not None:
+            client = self._again(self._last, block, match.group(2), len(data))
+            if client is not None:
+                return client
         client = client_request(request_head(data), len(data), peer_ip, secure)
         if match is not None and len(block) <= _REMEMBERED_BYTES:
-            self._block, self._line, self._last = block, match.group(1, 3), client
+            self._line, self._last = match.group(1, 3), client
+            token = _AUTHORIZATION.search(block)
+            self._before, self._behind = block, None
+            if token is not None:
+                self._before, self._behind = block[: token.start(1)], block[token.end(1) :]
         return client
+
+    def _again(self, last: ClientRequest, block: bytes, target: bytes, head_bytes: int) -> ClientRequest | None:
+        if self._behind is None:
+            return last.again(target, head_bytes, None) if block == self._before else None
+        end = len(block) - len(self._behind)
+        token = block[len(self._before) : end]
+        if (
+            not token
+            or not block.startswith(self._before)
+            or not block.endswith(self._behind)
+            or token.strip() != token
+        ):
+            return None
+        if token == last.fields[b"authorization"]:
+            return last.again(target, head_bytes, None)
+        return None if token.translate(None, _VISIBLE) else last.again(target, head_bytes, token)
 
 
 def client_request(head: Head, head_bytes: int, peer_ip: str, secure: bool) -> ClientRequest:
