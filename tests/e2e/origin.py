@@ -74,9 +74,12 @@ class Origin:
         return list(self._by_tag.get(tag, ()))
 
     def remove(self) -> None:
+        """The end, of every connection's task too."""
         self.stop()
+        self._run(self._finish())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(5)
+        self._loop.close()
 
     def _run(self, work: "Awaitable[None]") -> None:
         async def run() -> None:
@@ -96,6 +99,12 @@ class Origin:
             self._server = None
         for writer in list(self._writers):
             writer.transport.abort()
+
+    async def _finish(self) -> None:
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
