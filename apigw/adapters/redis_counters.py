@@ -31,6 +31,7 @@ from apigw.adapters.redis_script import LOAD, PROBE, Check, about_one_key, cured
 from apigw.config.model import RedisSection
 from apigw.core.window import Counted, Demand
 from apigw.errors import CounterStoreDown
+from apigw.net.deadlines import Deadlines
 
 CONNECT_TIMEOUT_S: Final = 0.5  # a Redis that takes longer is of no use to a check of 5 ms
 FIRST_PROBE_S: Final = 0.02  # since the last one, when the store goes down: most silences are hiccups
@@ -39,6 +40,7 @@ PROBE_TIMEOUT_S: Final = 1.0  # then the connection is given up: its peer may be
 FIRST_BACKOFF_S: Final = 0.05
 LAST_BACKOFF_S: Final = 1.0
 MAX_OUTSTANDING: Final = 10_000  # checks without an answer; more than 5 ms of any load
+_TICK_S: Final = 0.001  # timeout_ms is 5 by default: late by no more than a fifth
 _LOG_GAP_S: Final = 1.0  # a Redis that flaps four times a second is one line a second
 
 log = Logger()
@@ -86,6 +88,7 @@ class RedisCounters(Service):
         self._after_turn = after_turn
         self._opening = RedisAddress.of(section.url).opening
         self._timeout_s = section.timeout_s
+        self._deadlines = Deadlines(clock, _TICK_S)
         self._on_batch = on_batch
         self._draw = draw
         self._link: RedisLink | None = None  # the connection, also while it is being made
@@ -269,7 +272,9 @@ class RedisCounters(Service):
 
     def _connect(self) -> None:
         self._next_timer = None
-        link = RedisLink(self._clock, self._timeout_s, self._connected, self._lost, self._silent, self._on_batch)
+        link = RedisLink(
+            self._clock, self._deadlines, self._timeout_s, self._connected, self._lost, self._silent, self._on_batch
+        )
         self._link = link
         connecting = self._connecting = maybeDeferred(self._connect_link, link)
         connecting.addTimeout(CONNECT_TIMEOUT_S, self._clock)

@@ -17,6 +17,8 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 
+from apigw.net.deadlines import Bucket, Deadlines
+
 _MAX_REPLY_BYTES: Final = 65_536  # of one unfinished reply; ours have a hundred
 _SCHEMES: Final = {"redis": False, "rediss": True}
 
@@ -67,6 +69,7 @@ class RedisLink(Protocol):
     def __init__(
         self,
         clock: IReactorTime,
+        deadlines: Deadlines,
         timeout_s: float,
         on_ready: "Callable[[RedisLink], None]",
         on_lost: "Callable[[RedisLink, str], None]",
@@ -82,7 +85,9 @@ class RedisLink(Protocol):
         self._on_batch = on_batch
         self._writes: deque[tuple[float, int, int]] = deque()  # of checks: (sent at, number of last reply, checks)
         self._asked = self._answered = 0  # replies wanted and got
-        self._timer: Any = None  # one for all: of the oldest write
+        self._deadlines = deadlines
+        self._bucket: Bucket | None = None  # the deadline of the oldest write, one for all
+        self._timer: Any = None  # the second look at a silence
         self._reader = hiredis.Reader()
         self._unfinished_bytes = 0
         self._dropped = False
@@ -105,8 +110,8 @@ class RedisLink(Protocol):
         self._asked += len(waiting) - before
         if checks:
             self._writes.append((self._clock.seconds(), self._asked, checks))
-            if self._timer is None:
-                self._timer = self._clock.callLater(self._timeout_s, self._look)
+            if self._bucket is None and self._timer is None:
+                self._bucket = self._deadlines.add(self._timeout_s, self._look)
         transport: Any = self.transport
         transport.write(data)
 
@@ -115,12 +120,12 @@ class RedisLink(Protocol):
     def _look(self) -> None:
         """Is the oldest write overdue? If so the socket is read once more before we say so: it may be our own loop
         that was late, with the answer waiting in the kernel."""
-        self._timer = None
+        self._bucket = None
         if self._writes:
             sent_s, last_reply, _ = self._writes[0]
             left_s = sent_s + self._timeout_s - self._clock.seconds()
             if left_s > 0:
-                self._timer = self._clock.callLater(left_s, self._look)
+                self._bucket = self._deadlines.add(left_s, self._look)
             else:
                 self._timer = self._clock.callLater(0, self._judge_silence, last_reply)
 
@@ -171,6 +176,13 @@ class RedisLink(Protocol):
         while writes and writes[0][1] <= self._answered:
             sent_s, _, checks = writes.popleft()
             self._on_batch(now_s - sent_s, checks)
+        if not writes:
+            self._unset()
+
+    def _unset(self) -> None:
+        if self._bucket is not None:
+            self._bucket.pop(self._look, None)
+            self._bucket = None
 
     # -- the end
 
@@ -194,6 +206,7 @@ class RedisLink(Protocol):
 
     def _end(self) -> None:
         self._dropped = True
+        self._unset()
         timer, self._timer = self._timer, None
         if timer is not None and timer.active():
             timer.cancel()

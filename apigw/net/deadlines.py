@@ -22,7 +22,10 @@ log = Logger()
 
 
 class Deadlines:
-    """`bucket = deadlines.add(seconds, call)`; `bucket.pop(call, None)` takes it back. A call stands once a bucket."""
+    """`bucket = deadlines.add(seconds, call)`; `bucket.pop(call, None)` takes it back. A call stands once a bucket.
+
+    On a LeanReactor it is a deadline source; on any other clock one timer stands for the earliest bucket.
+    """
 
     def __init__(self, clock: IReactorTime, tick_s: float = TICK_S) -> None:
         self._clock = clock
@@ -32,6 +35,10 @@ class Deadlines:
         self._ticks: list[int] = []  # heap of the buckets' ticks
         self._timer: Any = None
         self._timer_tick = 0
+        watch = getattr(clock, "watch_deadlines", None)
+        self._watched = watch is not None
+        if watch is not None:
+            watch(self)
 
     def add(self, delay_s: float, call: Call) -> Bucket:
         """Have `call()` run `delay_s` from now. Its exception is logged, never raised into the loop."""
@@ -42,10 +49,32 @@ class Deadlines:
         if bucket is None:
             bucket = self._buckets[tick] = {}
             heappush(self._ticks, tick)
-            if self._timer is None or tick < self._timer_tick:
+            if not self._watched and (self._timer is None or tick < self._timer_tick):
                 self._arm()
         bucket[call] = None
         return bucket
+
+    def next_due_s(self) -> float | None:
+        """When the first bucket that is not empty is due. Buckets whose deadlines were all taken back go."""
+        ticks, buckets = self._ticks, self._buckets
+        while ticks and not buckets[ticks[0]]:
+            del buckets[heappop(ticks)]
+        return ticks[0] * self._tick_s if ticks else None
+
+    def run_due(self) -> None:
+        """Run what is due by now."""
+        ticks = self._ticks
+        if not ticks:
+            return
+        now_tick = self._clock.seconds() / self._tick_s + 1e-6
+        while ticks and ticks[0] <= now_tick:
+            bucket = self._buckets.pop(heappop(ticks))
+            while bucket:
+                call, _ = bucket.popitem()
+                try:
+                    call()
+                except Exception:
+                    log.failure("a deadline's call failed")
 
     def _arm(self) -> None:
         if self._timer is not None:
@@ -58,19 +87,13 @@ class Deadlines:
 
     def _fire(self) -> None:
         self._timer = None
-        now_tick = self._clock.seconds() / self._tick_s
-        while self._ticks and self._ticks[0] <= now_tick + 1e-6:
-            bucket = self._buckets.pop(heappop(self._ticks))
-            while bucket:
-                call, _ = bucket.popitem()
-                try:
-                    call()
-                except Exception:
-                    log.failure("a deadline's call failed")
-        self._arm()
+        self.run_due()
+        if not self._watched:
+            self._arm()
 
     def stop(self) -> None:
         """Forget every deadline; at the end of the process only."""
         self._buckets.clear()
         self._ticks.clear()
-        self._arm()
+        if not self._watched:
+            self._arm()

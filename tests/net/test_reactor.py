@@ -162,3 +162,34 @@ async def test_a_call_from_another_thread_wakes_the_loop() -> None:
     done: Deferred[int] = Deferred()
     reactor.callInThread(lambda: reactor.callFromThread(done.callback, os.getpid()))
     assert await done == os.getpid()
+
+
+class Source:
+    """A deadline source with one deadline, which may be taken back."""
+
+    def __init__(self) -> None:
+        self.due_s: float | None = None
+        self.ran = 0
+
+    def next_due_s(self) -> float | None:
+        return self.due_s
+
+    def run_due(self) -> None:
+        if self.due_s is not None and self.due_s <= time.monotonic():
+            self.due_s = None
+            self.ran += 1
+
+
+def test_a_deadline_ends_the_wait_and_one_taken_back_does_not() -> None:
+    """Without any timer of the reactor; a far timeout is cut to the deadline, none is cut for none."""
+    lean = LeanReactor()
+    source = Source()
+    lean.watch_deadlines(source)
+    source.due_s = time.monotonic() + 0.02
+    began_s = time.monotonic()
+    lean.doPoll(5.0)
+    assert source.ran == 1 and 0.015 < time.monotonic() - began_s < 2.0
+    assert lean._until_deadline(None) is None
+    assert lean._until_deadline(3.0) == 3.0
+    source.due_s = time.monotonic() - 1.0
+    assert lean._until_deadline(None) == 0.0

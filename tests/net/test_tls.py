@@ -564,9 +564,7 @@ async def test_an_idle_connection_holds_less_than_64_kib_even_after_large_messag
             peer.tls.write(b"x" * 65_536)
             peer.received.clear()
             done = 65_536
-            await net.until(
-                lambda: peer.read() or (len(protocol.received) == done and len(peer.received) == done)
-            )
+            await net.until(lambda: peer.read() or (len(protocol.received) == done and len(peer.received) == done))
             protocol.received = bytearray()
             peer.received = bytearray()
             del peer.tls, peer.incoming, peer.outgoing
