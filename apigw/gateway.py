@@ -4,7 +4,7 @@ from typing import Any, Callable, Mapping
 
 from attrs import frozen
 
-from apigw.config.snapshot import Snapshot
+from apigw.config.snapshot import CompiledRoute, Snapshot
 from apigw.core.refusals import Refusals
 from apigw.core.trace import Randomness
 from apigw.net.deadlines import Deadlines
@@ -69,6 +69,12 @@ def stages(
     ]
 
 
+def concerns(stage: Stage, route: CompiledRoute) -> bool:
+    """Whether a stage has anything to do for a route; one that has for none of a snapshot is left out of its chain."""
+    judge = getattr(stage, "concerns", None)
+    return judge is None or bool(judge(route))
+
+
 def build(
     snapshot: Snapshot,
     parts: Parts,
@@ -78,5 +84,9 @@ def build(
     local: CounterStore,
 ) -> Generation:
     """Raises PipelineError when the stages do not fit together."""
+    routes = snapshot.routes.values()
+    chain = stages(snapshot, parts, keys, counters, local)
+    if routes:
+        chain = [stage for stage in chain if any(concerns(stage, route) for route in routes)]
     leaf = Proxy(parts.clock, parts.deadlines, pools, snapshot.config.limits.buffer_body_bytes)  # 10, 11
-    return Generation(snapshot, compose(stages(snapshot, parts, keys, counters, local), leaf))
+    return Generation(snapshot, compose(chain, leaf))

@@ -1,5 +1,6 @@
 """Stage 5: a preflight of a route that names origins is answered here; the backend never sees it."""
 
+from apigw.config.snapshot import CompiledRoute
 from apigw.core.cors import is_preflight, preflight_headers
 from apigw.errors import Answered
 from apigw.exchange import Exchange
@@ -11,6 +12,9 @@ class Cors:
     name = "cors"
     needs = frozenset(("route",))
     gives = None
+
+    def concerns(self, route: CompiledRoute) -> bool:
+        return bool(route.cors_origins)
 
     def enter(self, ex: Exchange) -> None:
         route = ex.route

@@ -1,5 +1,6 @@
 """Stage 7, second half: the scopes that the route requires. All of them, letter for letter."""
 
+from apigw.config.snapshot import CompiledRoute
 from apigw.errors import GatewayError
 from apigw.exchange import Exchange
 from apigw.names import AUTH_REASONS
@@ -27,6 +28,9 @@ class RequiredScopes:
     name = "scopes"
     needs: frozenset[str] = frozenset({"route", "principal"})
     gives: str | None = None
+
+    def concerns(self, route: CompiledRoute) -> bool:
+        return bool(route.required_scopes)
 
     def enter(self, ex: Exchange) -> None:
         """Raises InsufficientScope."""

@@ -1,5 +1,6 @@
 """`backend_service: self`: the gateway answers by itself, after limits and authentication."""
 
+from apigw.config.snapshot import CompiledRoute
 from apigw.errors import Answered
 from apigw.exchange import Exchange
 
@@ -11,6 +12,9 @@ class SelfAnswer:
     name = "self_answer"
     needs = frozenset(("route",))
     gives = None
+
+    def concerns(self, route: CompiledRoute) -> bool:
+        return route.backend is None
 
     def enter(self, ex: Exchange) -> None:
         if ex.route is not None and ex.route.backend is None:

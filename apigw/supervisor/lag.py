@@ -4,8 +4,8 @@ from typing import Any
 
 from apigw.net.poller import Poller
 
-_EVERY_S = 0.25
-_KEPT = 8  # measurements, the last two seconds
+_EVERY_S = 0.5
+_KEPT = 4  # measurements, the last two seconds
 
 
 class LoopLag(Poller):

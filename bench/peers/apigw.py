@@ -20,7 +20,6 @@ def tiers() -> list[dict[str, Any]]:
         {"tier": "limited", "limit": job.LIMITED, **per_user},
         {"tier": "unauthenticated", "limit": job.LIMIT, **per_address},
         {"tier": "exhausted", "limit": 1, "window_seconds": 3600, "per": "global"},
-        {"tier": "global_safety", "limit": job.LIMIT, "window_seconds": job.WINDOW_S, "per": "global"},
     ]
 
 
@@ -79,7 +78,7 @@ class Apigw:
             "limits": {"max_connections_per_ip": 10_000, "keepalive_timeout_seconds": self._keepalive_s},
             "auth": {"jwt": {"issuer": ISSUER, "audience": AUDIENCE, "jwks_file": str(world.identity.jwks_file)}},
             "redis": {"url": f"redis://127.0.0.1:{world.redis_port}/0", "timeout_ms": 50},
-            "rate_limits": {"store": "redis", "tiers": tiers(), "global_tier": "global_safety"},
+            "rate_limits": {"store": "redis", "tiers": tiers()},  # one limit a user, as with every peer
             "access_log": {"sinks": [{"type": "file", "path": str(folder / "access.log")}]},
             "backends": [{"name": "backend", "owner": "bench", "min_connections": 10, "instances": [instance]}],
             "routes": routes,
