@@ -16,7 +16,6 @@ DECLARATIONS = {"constants.py", "errors.py", "exchange.py", "ports.py", "config/
 OWED: set[str] = {
     "adapters/health_probe.py",
     "edge/listeners.py",
-    "gateway.py",
     "service.py",
     "status.py",
     "testing.py",
