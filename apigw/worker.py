@@ -193,6 +193,9 @@ class Worker(MultiService):
             except ConfigurationError:
                 prepared.discard()
                 raise
+            if self._stopping:  # SIGTERM came while it waited: nothing opens again
+                prepared.discard()
+                return
         self.site.swap(self._generation(snapshot, keys))
         self.listeners.apply(prepared)
         if keys is not self.keys:
