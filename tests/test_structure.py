@@ -21,7 +21,6 @@ OWED: set[str] = {
     "testing.py",
     "upstream/backends.py",
     "upstream/health.py",
-    "worker.py",
 }
 # Folders of tests that mirror something else than apigw/.
 OTHER_TESTS = {"demo", "e2e", "golden"}

@@ -1,0 +1,346 @@
+"""A worker's reloads and parts, on real sockets: what is refused changes nothing, what is gone leaves nothing."""
+
+import gc
+import socket
+import weakref
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_twisted
+from attrs import evolve
+from twisted.internet import reactor as installed_reactor
+from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.threads import deferToThread
+from zope.interface import directlyProvides, providedBy
+
+from apigw.adapters.memory_counters import MemoryCounters
+from apigw.adapters.redis_counters import RedisCounters
+from apigw.config.model import (
+    AdminSection,
+    Backend,
+    Config,
+    Instance,
+    JWTSection,
+    Listener,
+    RateLimits,
+    RedisSection,
+    Route,
+    Tier,
+)
+from apigw.errors import ConfigurationError
+from apigw.testing import small_snapshot
+from apigw.worker import Worker
+from tests.e2e.identity import AUDIENCE, ISSUER, KeyServer, key_set, token
+from tests.servers import free_port, redis_server, turns, until
+
+NOW_S = 1_800_000_000
+REACTOR: Any = installed_reactor
+
+
+class Process:
+    """The reactor of the tests, which a worker may not stop; `stopped` counts how often it wanted to."""
+
+    def __init__(self) -> None:
+        self.stopped = 0
+        directlyProvides(self, providedBy(REACTOR))
+
+    def stop(self) -> None:
+        self.stopped += 1
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(REACTOR, name)
+
+
+class House:
+    """Starts workers. `now` is the configuration that the next reload reads, or what its reading raises."""
+
+    def __init__(self) -> None:
+        self.process = Process()
+        self.port, self.other_port = free_port(), free_port()
+        self.now: Config | Exception = self.config()
+        self.workers: list[Worker] = []
+
+    def config(self, version: str = "v1", **sections: Any) -> Config:
+        """One listener, and a route that the gateway answers by itself."""
+        open_route = Route("self", "/self", ("GET",), "self", auth_required=False, auth_type="none")
+        named = {
+            "listeners": (Listener("127.0.0.1", self.port),),
+            "admin": AdminSection(port=0),
+            "backends": (),
+            "routes": (open_route,),
+            "version": version,
+        }
+        return evolve(small_snapshot().config, **(named | sections))
+
+    def load(self, main_file: Path) -> Config:
+        if isinstance(self.now, Exception):
+            raise self.now
+        return self.now
+
+    def start(self, **sections: Any) -> Worker:
+        self.now = self.config(**sections)
+        worker = Worker(self.process, Path("apigw.yaml"), self.now, self.load, lambda: NOW_S)
+        self.workers.append(worker)
+        worker.startService()  # not privileged: the signals are the tests' own
+        return worker
+
+    async def reload(self, worker: Worker, config: "Config | Exception") -> bool:
+        """Whether it was applied."""
+        self.now = config
+        before = worker.reloader.applied + worker.reloader.rejected
+        worker.reloader.reload()
+        await until(lambda: worker.reloader.applied + worker.reloader.rejected > before, REACTOR)
+        return worker.reloader.last_ok is True
+
+
+@pytest.fixture
+def house() -> Iterator[House]:
+    threshold = gc.get_threshold()
+    house = House()
+    yield house
+    for worker in house.workers:
+        pytest_twisted.blockon(maybeDeferred(worker.stopService))
+        worker.deadlines.stop()
+    gc.unfreeze()
+    gc.set_threshold(*threshold)
+
+
+@pytest.fixture
+def keys() -> Iterator[KeyServer]:
+    server = KeyServer("k1")
+    yield server
+    server.stop()
+
+
+def _ask(port: int, target: str, *lines: str) -> int:
+    with socket.create_connection(("127.0.0.1", port), 5) as sock:
+        head = [f"GET {target} HTTP/1.1", "Host: a", "Connection: close", *lines]
+        sock.sendall("\r\n".join([*head, "", ""]).encode())
+        answer = b""
+        while data := sock.recv(65_536):
+            answer += data
+    return int(answer.split()[1])
+
+
+def ask(port: int, target: str = "/self", *lines: str) -> "Deferred[int]":
+    """The status of an answer; fails when nobody listens."""
+    return deferToThread(_ask, port, target, *lines)
+
+
+def listening(port: int) -> bool:
+    with socket.socket() as sock:
+        return sock.connect_ex(("127.0.0.1", port)) == 0
+
+
+def jwt(url: str) -> JWTSection:
+    return JWTSection(issuer=ISSUER, audience=AUDIENCE, jwks_url=url)
+
+
+# -- its parts
+
+
+@pytest_twisted.ensureDeferred
+async def test_it_counts_in_redis_only_where_the_limits_say_so(house: House) -> None:
+    with redis_server() as server:
+        redis = RedisSection(server.url, timeout_s=1.0)
+        tiers = (Tier("each", 1, 3600, "client_ip"),)
+        limits = RateLimits(store="redis", tiers=tiers, global_tier="each")
+        shared = house.start(redis=redis, rate_limits=limits)
+        assert isinstance(shared.redis, RedisCounters) and shared.redis.parent is shared
+        await until(lambda: shared.redis is not None and shared.redis.up, REACTOR)
+        assert [await ask(house.port), await ask(house.port)] == [200, 429]
+        assert any(b"each" in key for key in server.command("KEYS", "rate:*"))
+        assert len(shared.local_counters) == 0
+        await shared.stopService()
+
+
+@pytest.mark.parametrize("store", ["memory", "redis"])
+@pytest_twisted.ensureDeferred
+async def test_without_redis_it_counts_in_its_own_memory(house: House, store: str) -> None:
+    """The section alone is not enough, and neither is the store without the section."""
+    redis = RedisSection("redis://127.0.0.1:1") if store == "memory" else None
+    limits = RateLimits(store=store, tiers=(Tier("each", 1, 3600, "client_ip"),), global_tier="each")
+    worker = house.start(redis=redis, rate_limits=limits)
+    assert worker.redis is None and isinstance(worker.local_counters, MemoryCounters)
+    assert [await ask(house.port), await ask(house.port)] == [200, 429]
+    assert worker.readiness().checks.keys().isdisjoint({"redis"})
+
+
+def test_without_tokens_there_is_no_key_source_and_readiness_does_not_ask_for_one(house: House) -> None:
+    worker = house.start()
+    assert worker.keys is None
+    assert worker.readiness().ok and "keys" not in worker.readiness().checks
+
+
+def test_a_taken_address_is_an_error_before_anything_starts(house: House) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        config = house.config(listeners=(Listener("127.0.0.1", port),))
+        with pytest.raises(OSError, match="in use"):
+            Worker(house.process, Path("apigw.yaml"), config, house.load, lambda: NOW_S)
+
+
+def test_a_taken_admin_port_ends_the_process(house: House) -> None:
+    """A gateway that nobody can watch must not run."""
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(SystemExit) as ended:
+        house.start(admin=AdminSection(port=taken.getsockname()[1]))
+    assert ended.value.code == 1
+
+
+# -- reload
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_reload_brings_routes_backends_and_listeners_at_once(house: House) -> None:
+    worker = house.start()
+    backends = (Backend("new", (Instance("127.0.0.1", 1),)),)
+    routes = (Route("new", "/new", ("GET",), "self", auth_required=False, auth_type="none"),)
+    listeners = (Listener("127.0.0.1", house.other_port),)
+    assert await house.reload(worker, house.config("v2", backends=backends, routes=routes, listeners=listeners))
+    assert worker.config.version == worker.site.generation.snapshot.version == "v2"
+    assert set(worker.backends.pools) == {"new"}
+    assert not listening(house.port)
+    assert [await ask(house.other_port, path) for path in ("/new", "/self")] == [200, 404]
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_refused_reload_keeps_everything(house: House) -> None:
+    """Whichever step refuses: reading, what needs a restart, a taken address, no keys."""
+    worker = house.start(backends=(Backend("old", (Instance("127.0.0.1", 1),)),))
+    generation, pools, keys = worker.site.generation, dict(worker.backends.pools), worker.keys
+    more: dict[str, Any] = {"backends": (), "routes": ()}
+    mine, new = Listener("127.0.0.1", house.port), Listener("127.0.0.1", house.other_port)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        busy = Listener("127.0.0.1", taken.getsockname()[1])
+        for refused in (
+            ConfigurationError(("a.yaml:3: unknown key",)),
+            OSError("the disk is gone"),
+            house.config("v2", admin=AdminSection(port=9), listeners=(new,), **more),
+            house.config("v2", listeners=(mine, new, busy), **more),
+            house.config("v2", jwt=jwt("http://127.0.0.1:1/keys"), listeners=(new,), **more),
+        ):
+            assert not await house.reload(worker, refused)
+            assert worker.reloader.last_error
+            assert worker.config.version == "v1"
+            assert worker.site.generation is generation
+            assert worker.keys is keys
+            assert dict(worker.backends.pools) == pools
+            assert worker.listeners.labels() == [f"http://127.0.0.1:{house.port}"]
+            assert not listening(house.other_port)
+            assert await ask(house.port) == 200
+
+
+@pytest_twisted.ensureDeferred
+async def test_an_old_configuration_goes_with_its_last_request(house: House) -> None:
+    """By counting references alone: what was frozen at a reload, no collector looks at again."""
+    worker = house.start()
+    gone = weakref.ref(worker.site.generation.snapshot)
+    gc.disable()
+    try:
+        assert await ask(house.port) == 200
+        assert await house.reload(worker, house.config("v2"))
+        await turns(REACTOR)
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
+# -- the key source
+
+
+def protected() -> Route:
+    return Route("who", "/who", ("GET",), "self")
+
+
+def bearer(kid: str = "k1") -> str:
+    return f"Authorization: Bearer {token(kid=kid, iat=NOW_S - 5, exp=NOW_S + 60)}"
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_new_key_source_without_keys_is_refused_and_the_old_keys_serve(house: House, keys: KeyServer) -> None:
+    worker = house.start(jwt=jwt(keys.url), routes=(protected(),))
+    old = worker.keys
+    assert old is not None
+    await until(old.current, REACTOR)
+    keys.document = b"<html>"
+    for wrong in ("http://127.0.0.1:1/keys", keys.url + "?html"):
+        assert not await house.reload(worker, house.config("v2", jwt=jwt(wrong), routes=(protected(),)))
+        assert "auth.jwt" in str(worker.reloader.last_error)
+        assert worker.keys is old and old.running
+        assert [child for child in worker.services if isinstance(child, type(old))] == [old]
+        assert await ask(house.port, "/who", bearer()) == 200
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_new_key_source_with_keys_takes_the_place_of_the_old_one(house: House, keys: KeyServer) -> None:
+    worker = house.start(jwt=jwt(keys.url), routes=(protected(),))
+    old = worker.keys
+    assert old is not None
+    await until(old.current, REACTOR)
+    with ExitStack() as stack:
+        other = KeyServer("k2")
+        stack.callback(other.stop)
+        assert await house.reload(worker, house.config("v2", jwt=jwt(other.url), routes=(protected(),)))
+    assert worker.keys is not old and not old.running
+    assert [await ask(house.port, "/who", bearer(kid)) for kid in ("k1", "k2")] == [401, 200]
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_reload_asks_for_the_keys_again(house: House, keys: KeyServer) -> None:
+    """SIGHUP after a rotation brings the new keys, though the configuration is the same."""
+    worker = house.start(jwt=jwt(keys.url), routes=(protected(),))
+    await until(lambda: worker.keys is not None and worker.keys.current(), REACTOR)
+    before = keys.fetches
+    assert await house.reload(worker, house.config("v2", jwt=jwt(keys.url), routes=(protected(),)))
+    await until(lambda: keys.fetches == before + 1, REACTOR)
+    assert await ask(house.port, "/who", bearer()) == 200
+
+
+@pytest_twisted.ensureDeferred
+async def test_the_last_jwt_section_takes_its_key_source_with_it(house: House, keys: KeyServer) -> None:
+    worker = house.start(jwt=jwt(keys.url))
+    old = worker.keys
+    assert old is not None
+    await until(old.current, REACTOR)
+    assert await house.reload(worker, house.config("v2"))
+    assert worker.keys is None and not old.running
+
+
+# -- drain
+
+
+@pytest_twisted.ensureDeferred
+async def test_an_idle_worker_drains_at_once_and_is_not_ready_meanwhile(house: House) -> None:
+    worker = house.start()
+    worker.drain()
+    assert not listening(house.port) and not worker.readiness().ok
+    await until(lambda: house.process.stopped == 1, REACTOR)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_reload_during_a_drain_opens_nothing(house: House) -> None:
+    worker = house.start()
+    worker.drain()
+    await house.reload(worker, house.config("v2", listeners=(Listener("127.0.0.1", house.other_port),)))
+    assert worker.config.version == "v1" and not listening(house.other_port)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_drain_that_begins_while_a_reload_waits_for_keys_wins(house: House) -> None:
+    """Nothing listens again, however the wait for the new keys ends."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        worker = house.start()
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/keys"
+        house.now = house.config("v2", jwt=jwt(url), listeners=(Listener("127.0.0.1", house.other_port),))
+        worker.reloader.reload()
+        service, _ = await deferToThread(silent.accept)
+        with service:
+            worker.drain()
+            document = key_set("k1")
+            service.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(document), document))
+            await until(lambda: worker.reloader.last_ok is not None, REACTOR)
+    assert worker.config.version == "v1" and worker.keys is None
+    assert not listening(house.other_port)
