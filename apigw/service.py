@@ -14,10 +14,10 @@ from twisted.application.service import MultiService
 from twisted.python import usage
 
 import apigw
-from apigw.config import files
 from apigw.config.model import Config
 from apigw.errors import ConfigurationError
 from apigw.net import reactor as lean
+from apigw.supervisor import apart
 
 if "twisted.internet.reactor" not in sys.modules:
     lean.install()
@@ -42,7 +42,7 @@ class Options(usage.Options):
 
 def load(main_file: Path) -> Config:
     """The configuration of the files as they are now. Raises ConfigurationError with every problem."""
-    return files.load(main_file, hostname=socket.gethostname(), now_s=time.time())
+    return apart.load(main_file, hostname=socket.gethostname(), now_s=time.time())
 
 
 def makeService(options: Options) -> MultiService:
