@@ -56,7 +56,7 @@ def watch(worker: "Worker") -> None:
     metrics.watch_labelled("config_info", ("version",), lambda: [((worker.config.version,), 1.0)])
     metrics.watch_labelled("backend_instance_up", ("backend", "instance"), lambda: _instances(worker))
     metrics.watch_labelled("upstream_connections", ("backend", "state"), lambda: _connections(worker))
-    metrics.watch_labelled("tls_certificate_expiry_timestamp_seconds", ("host",), worker.listeners.certificate_expiry)
+    metrics.watch_labelled("tls_certificate_expiry_timestamp_seconds", ("host",), lambda: _certificates(worker))
     metrics.watch_labelled(
         "observer_failures_total",
         ("observer",),
@@ -75,6 +75,14 @@ def _instances(worker: "Worker") -> list[tuple[tuple[str, str], float]]:
         for name, pool in worker.backends.pools.items()
         for member in pool.members
     ]
+
+
+def _certificates(worker: "Worker") -> list[tuple[tuple[str], float]]:
+    """Each host once, whatever number of listeners and certificates serve it: with the first end."""
+    ends: dict[tuple[str], float] = {}
+    for host, end_s in worker.listeners.certificate_expiry():
+        ends[host] = min(end_s, ends.get(host, end_s))
+    return list(ends.items())
 
 
 def _connections(worker: "Worker") -> list[tuple[tuple[str, str], float]]:
