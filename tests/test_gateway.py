@@ -17,7 +17,7 @@ from apigw.core.trace import Randomness
 from apigw.errors import Answered, GatewayError
 from apigw.exchange import ClientRequest, Exchange
 from apigw.net.deadlines import Deadlines
-from apigw.pipeline import PipelineError, StageResource
+from apigw.pipeline import PipelineError, StageResource, compose
 from apigw.stages.routing import RouteNotFound
 from apigw.testing import small_snapshot
 from apigw.upstream.proxy import Proxy
@@ -43,7 +43,7 @@ ORDER = [
     "body_limit",
     "self_answer",  # [has no backend]
 ]
-OPTIONAL = {
+OPTIONAL: dict[str, dict[str, Any]] = {
     "cors": {"cors_allowed_origins": (APP,)},
     "scopes": {"required_scopes": ("admin",)},
     "self_answer": {"backend_service": "self"},
@@ -199,7 +199,7 @@ def test_paths_without_a_route_count_against_their_client() -> None:
 
 def test_a_stage_that_does_not_say_whom_it_concerns_concerns_every_route() -> None:
     compiled = snapshot(route()).routes["users"]
-    assert gateway.concerns(SimpleNamespace(), compiled)  # type: ignore[arg-type]
+    assert gateway.concerns(SimpleNamespace(), compiled)
 
 
 def test_a_wrong_order_is_refused_when_it_is_built() -> None:
@@ -207,4 +207,4 @@ def test_a_wrong_order_is_refused_when_it_is_built() -> None:
     *stages, leaf = links(build(snapshot(route())))
     without = [link.stage for link in stages if link.stage.name != "authentication"]
     with pytest.raises(PipelineError, match="principal"):
-        gateway.compose(without, leaf)
+        compose(without, leaf)

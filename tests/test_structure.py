@@ -16,8 +16,6 @@ DECLARATIONS = {"constants.py", "errors.py", "exchange.py", "ports.py", "config/
 OWED: set[str] = {
     "adapters/health_probe.py",
     "edge/listeners.py",
-    "service.py",
-    "status.py",
     "testing.py",
     "upstream/backends.py",
     "upstream/health.py",

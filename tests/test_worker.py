@@ -10,18 +10,14 @@ from typing import Any
 
 import pytest
 import pytest_twisted
-from attrs import evolve
-from twisted.internet import reactor as installed_reactor
-from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.defer import Deferred
 from twisted.internet.threads import deferToThread
-from zope.interface import directlyProvides, providedBy
 
 from apigw.adapters.memory_counters import MemoryCounters
 from apigw.adapters.redis_counters import RedisCounters
 from apigw.config.model import (
     AdminSection,
     Backend,
-    Config,
     Instance,
     JWTSection,
     Listener,
@@ -31,81 +27,16 @@ from apigw.config.model import (
     Tier,
 )
 from apigw.errors import ConfigurationError
-from apigw.testing import small_snapshot
 from apigw.worker import Worker
 from tests.e2e.identity import AUDIENCE, ISSUER, KeyServer, key_set, token
-from tests.servers import free_port, redis_server, turns, until
-
-NOW_S = 1_800_000_000
-REACTOR: Any = installed_reactor
-
-
-class Process:
-    """The reactor of the tests, which a worker may not stop; `stopped` counts how often it wanted to."""
-
-    def __init__(self) -> None:
-        self.stopped = 0
-        directlyProvides(self, providedBy(REACTOR))
-
-    def stop(self) -> None:
-        self.stopped += 1
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(REACTOR, name)
-
-
-class House:
-    """Starts workers. `now` is the configuration that the next reload reads, or what its reading raises."""
-
-    def __init__(self) -> None:
-        self.process = Process()
-        self.port, self.other_port = free_port(), free_port()
-        self.now: Config | Exception = self.config()
-        self.workers: list[Worker] = []
-
-    def config(self, version: str = "v1", **sections: Any) -> Config:
-        """One listener, and a route that the gateway answers by itself."""
-        open_route = Route("self", "/self", ("GET",), "self", auth_required=False, auth_type="none")
-        named = {
-            "listeners": (Listener("127.0.0.1", self.port),),
-            "admin": AdminSection(port=0),
-            "backends": (),
-            "routes": (open_route,),
-            "version": version,
-        }
-        return evolve(small_snapshot().config, **(named | sections))
-
-    def load(self, main_file: Path) -> Config:
-        if isinstance(self.now, Exception):
-            raise self.now
-        return self.now
-
-    def start(self, **sections: Any) -> Worker:
-        self.now = self.config(**sections)
-        worker = Worker(self.process, Path("apigw.yaml"), self.now, self.load, lambda: NOW_S)
-        self.workers.append(worker)
-        worker.startService()  # not privileged: the signals are the tests' own
-        return worker
-
-    async def reload(self, worker: Worker, config: "Config | Exception") -> bool:
-        """Whether it was applied."""
-        self.now = config
-        before = worker.reloader.applied + worker.reloader.rejected
-        worker.reloader.reload()
-        await until(lambda: worker.reloader.applied + worker.reloader.rejected > before, REACTOR)
-        return worker.reloader.last_ok is True
+from tests.servers import redis_server, turns, until
+from tests.workers import NOW_S, REACTOR, House, workers
 
 
 @pytest.fixture
 def house() -> Iterator[House]:
-    threshold = gc.get_threshold()
-    house = House()
-    yield house
-    for worker in house.workers:
-        pytest_twisted.blockon(maybeDeferred(worker.stopService))
-        worker.deadlines.stop()
-    gc.unfreeze()
-    gc.set_threshold(*threshold)
+    with workers() as house:
+        yield house
 
 
 @pytest.fixture
