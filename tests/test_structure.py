@@ -16,7 +16,6 @@ DECLARATIONS = {"constants.py", "errors.py", "exchange.py", "ports.py", "config/
 OWED: set[str] = {
     "adapters/health_probe.py",
     "edge/listeners.py",
-    "testing.py",
     "upstream/backends.py",
     "upstream/health.py",
 }
