@@ -1,7 +1,7 @@
 """What can stop a request, and nothing else.
 
 `message` goes to the client and must hold no host name, no trace and no reason that helps an attacker;
-`detail` goes to the log only; `reason` is the short machine word of the log's error_type and of metrics.
+`detail` goes to the log only; so does `reason`, the machine word behind the code, which labels metrics too.
 """
 
 from typing import Mapping

@@ -67,7 +67,7 @@ UPSTREAM_REASONS: Final = {
     "no_healthy_instance": "no instance of the backend is in rotation",
 }
 
-# --- Reasons: why a request was not let in; `reason` of auth_failures_total and error_type of the log. The client
+# --- Reasons: why a request was not let in; `reason` of auth_failures_total and begins error_message. The client
 # never learns which: its answer is the same for all of them that share a status.
 
 AUTH_REASONS: Final = {

@@ -159,8 +159,12 @@ class Request:
         if self.finished:  # and recorded
             return
         ex = self.exchange
-        ex.error_type = error.reason
-        ex.error_message = error.detail or error.message
+        detail = error.detail or error.message
+        if "backend" in error.extra:  # the log says which of its failures; the client only whose it was
+            ex.error_type, ex.error_message = error.reason, detail
+        else:  # the code that the client sees, and for the operator why
+            ex.error_type = error.code
+            ex.error_message = detail if error.reason == error.code else f"{error.reason}: {detail}"
         if error.status >= 500 and error.code == "internal_error":
             log.error("500: {detail}", detail=error.detail, request_id=self.request_id)
         if self.started and self._head is None:

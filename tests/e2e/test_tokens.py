@@ -76,7 +76,7 @@ def test_without_an_identity_service_at_the_start(launch: Launch, service: KeySe
     gateway = launch(_by_url(service))
     reply = gateway.ask("GET", "/api/x", bearer())
     assert (reply.status, reply.json()["error"]) == (503, "authentication_unavailable") and reply.get("Retry-After")
-    assert gateway.entry(reply.get("X-Request-ID"))["error_type"] == "keys_unavailable"
+    assert gateway.entry(reply.get("X-Request-ID"))["error_type"] == "authentication_unavailable"
     assert gateway.ask("GET", "/api/x").status == 401
     assert gateway.ask("GET", "/pub/x").status == 200
     ready = gateway.page("/readyz")
