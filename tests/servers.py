@@ -1,6 +1,6 @@
 """Real servers for tests: a redis-server of its own that can be frozen, killed and started again, and a slow wire.
 
-    from tests.servers import DelayProxy, RedisServer, free_port
+from tests.servers import DelayProxy, RedisServer, free_port
 """
 
 import shutil
