@@ -137,6 +137,16 @@ def fingerprint(main_file: Path, config: Config | None) -> Hashable:
 _last_read: dict[str, tuple[tuple[str, ...], tuple[Path, ...]]] = {}
 
 
+def last_read() -> dict[str, tuple[tuple[str, ...], tuple[Path, ...]]]:
+    """What the readings of this process named, for a process that had another one read."""
+    return dict(_last_read)
+
+
+def adopt_last_read(readings: dict[str, tuple[tuple[str, ...], tuple[Path, ...]]]) -> None:
+    """Watch what another process's reading named, as if it had been read here."""
+    _last_read.update(readings)
+
+
 def _remember(main_file: Path, main: MainFile | None) -> None:
     if main is not None and main.listeners is not None:
         _last_read[os.path.abspath(main_file)] = main.config.include, paths_of(main)

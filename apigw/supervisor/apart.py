@@ -28,10 +28,11 @@ def load(main_file: Path, *, hostname: str, now_s: float) -> Config:
     if _size_bytes(main_file) < LARGE_BYTES:
         return files.load(main_file, hostname=hostname, now_s=now_s)
     try:
-        outcome = _ask_child(main_file, hostname, now_s)
+        outcome, readings = _ask_child(main_file, hostname, now_s)
     except (OSError, subprocess.SubprocessError, pickle.UnpicklingError, EOFError) as error:
         log.warn("reading the configuration in a process of its own failed, so here: {why}", why=str(error))
         return files.load(main_file, hostname=hostname, now_s=now_s)
+    files.adopt_last_read(readings)
     if isinstance(outcome, Config):
         return outcome
     raise ConfigurationError(outcome)
@@ -55,13 +56,13 @@ def _ask_child(main_file: Path, hostname: str, now_s: float) -> Any:
 
 
 def main() -> None:
-    """The child: the configuration, or the tuple of its problems, pickled to standard output."""
+    """The child: the configuration, or the tuple of its problems, and what to watch, pickled to standard output."""
     outcome: object
     try:
         outcome = files.load(Path(sys.argv[1]), hostname=sys.argv[2], now_s=float(sys.argv[3]))
     except ConfigurationError as error:
         outcome = error.problems
-    pickle.dump(outcome, sys.stdout.buffer, pickle.HIGHEST_PROTOCOL)
+    pickle.dump((outcome, files.last_read()), sys.stdout.buffer, pickle.HIGHEST_PROTOCOL)
 
 
 if __name__ == "__main__":

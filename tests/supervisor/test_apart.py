@@ -51,3 +51,16 @@ def test_a_small_one_costs_no_process(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr("sys.executable", "/nonexistent/python")
     assert len(apart.load(written(tmp_path, 3), hostname="gw-1", now_s=time.time()).routes) == 3
     assert len(apart.load(written(tmp_path, 3000), hostname="gw-1", now_s=time.time()).routes) == 3000
+
+
+def test_what_it_names_is_watched_as_if_it_had_been_read_here(tmp_path: Path) -> None:
+    """A key set that is rewritten changes the fingerprint, though another process read the configuration."""
+    main_file = written(tmp_path, 3000)
+    key_set = tmp_path / "jwks.json"
+    key_set.write_text('{"keys": []}')
+    jwt = "auth: {jwt: {issuer: 'https://id.test', audience: a, jwks_file: jwks.json}}\n"
+    main_file.write_text(jwt + main_file.read_text())
+    config = apart.load(main_file, hostname="gw-1", now_s=time.time())
+    before = files.fingerprint(main_file, config)
+    key_set.write_text('{"keys": [], "new": 1}')
+    assert files.fingerprint(main_file, config) != before

@@ -31,7 +31,7 @@ def test_crowds_that_come_and_go_all_the_time_cost_one_trim_in_thirty_seconds() 
     clock, open_now, trims = Threads(), [0], []
     Trimming(clock, lambda: open_now[0], lambda: trims.append(clock.seconds())).startService()
     for second in range(120):
-        open_now[0] = 1000 if second % 2 else 0
+        open_now[0] = 0 if second % 4 else 1000
         clock.advance(1)
     assert 3 <= len(trims) <= 4
 
@@ -43,3 +43,15 @@ def test_a_few_connections_are_not_worth_it() -> None:
         open_now[0] = count
         clock.advance(5)
     assert trims == []
+
+
+def test_a_crowd_that_still_leaves_is_waited_for() -> None:
+    """Trimmed in its middle, the memory of the rest would stay for another thirty seconds."""
+    clock, open_now, trims = Threads(), [1000], []
+    Trimming(clock, lambda: open_now[0], lambda: trims.append(open_now[0])).startService()
+    for left in (600, 200, 0):
+        open_now[0] = left
+        clock.advance(0.5)
+        assert trims == []
+    clock.advance(0.5)
+    assert trims == [0]
