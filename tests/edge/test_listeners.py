@@ -1,0 +1,62 @@
+"""What a reload opens, keeps and closes; and that a failed one opens nothing."""
+
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from twisted.internet import reactor
+
+from apigw.config.model import Listener
+from apigw.edge.listeners import Listeners
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as sock:
+        return sock.connect_ex(("127.0.0.1", port)) == 0
+
+
+@pytest.fixture
+def listeners() -> Iterator[Listeners]:
+    site: Any = None  # nothing connects through the loop here
+    made = Listeners(reactor, site)
+    yield made
+    made.stop()
+
+
+def test_a_reload_keeps_what_stays_and_closes_what_goes(listeners: Listeners) -> None:
+    first, second, third = (Listener("127.0.0.1", free_port()) for _ in range(3))
+    listeners.apply(listeners.prepare([first, second]))
+    kept = listeners.ports["127.0.0.1", second.port]
+    listeners.apply(listeners.prepare([second, third]))
+    assert [listens(one.port) for one in (first, second, third)] == [False, True, True]
+    assert listeners.ports["127.0.0.1", second.port] is kept
+    assert listeners.labels() == [f"http://127.0.0.1:{one.port}" for one in (second, third)]
+
+
+def test_an_address_that_is_taken_leaves_nothing_open(listeners: Listeners) -> None:
+    """Neither the new sockets that could be bound nor a change of the old ones."""
+    old, new = Listener("127.0.0.1", free_port()), Listener("127.0.0.1", free_port())
+    listeners.apply(listeners.prepare([old]))
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        taken = Listener("127.0.0.1", other.getsockname()[1])
+        with pytest.raises(OSError):
+            listeners.prepare([new, taken])
+    assert not listens(new.port) and listens(old.port)
+    assert list(listeners.ports) == [("127.0.0.1", old.port)]
+
+
+def test_what_was_prepared_and_is_not_wanted_is_closed(listeners: Listeners) -> None:
+    new = Listener("127.0.0.1", free_port())
+    prepared = listeners.prepare([new])
+    assert listens(new.port)
+    prepared.discard()
+    assert not listens(new.port)
