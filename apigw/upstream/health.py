@@ -9,7 +9,7 @@ backend are asked one after another, spread over the interval; those that are DO
 
 from typing import Any, Callable, Iterable
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -59,9 +59,9 @@ class HealthCheck(Poller):
         self._due_s[member] = now_s + interval_s
         self._asking.add(member)
         instance = member.instance
-        asked = self._probe(
-            instance.host, instance.port, backend.health_check_path, min(CHECK_TIMEOUT_S, max(interval_s, 0.1))
-        )
+        timeout_s = min(CHECK_TIMEOUT_S, max(interval_s, 0.1))
+        # What the probe raises at once is a failure too: else the member would count as being asked for ever.
+        asked = maybeDeferred(self._probe, instance.host, instance.port, backend.health_check_path, timeout_s)
         asked.addCallbacks(self._answered, self._unanswered, callbackArgs=(member,), errbackArgs=(member,))
         asked.addBoth(lambda _: self._asking.discard(member))
 

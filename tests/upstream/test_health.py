@@ -15,7 +15,7 @@ INSTANCES = (Instance("10.0.0.1", 80), Instance("10.0.0.2", 80))
 
 
 class World:
-    """A backend of two instances; `answers` says what each gives: a status, None for a refusal, or nothing yet."""
+    """A backend of two instances; `answers`: a status, None for a refusal, an error to raise, or nothing yet."""
 
     def __init__(self, **about: Any) -> None:
         self.clock = Clock()
@@ -31,6 +31,8 @@ class World:
         assert (port, path) == (80, "/healthz") and timeout_s <= CHECK_TIMEOUT_S
         self.asked.append((host, self.clock.seconds()))
         answer = self.answers[host]
+        if isinstance(answer, Exception):
+            raise answer
         if isinstance(answer, Deferred):
             return answer
         return fail(ConnectionRefusedError("refused")) if answer is None else succeed(answer)
@@ -107,6 +109,19 @@ def test_a_probe_that_hangs_is_not_asked_again_beside_itself() -> None:
     world.answers["10.0.0.1"] = 200
     world.run(5)
     assert [host for host, _ in world.asked].count("10.0.0.1") > 1
+
+
+def test_a_probe_that_raises_at_once_is_a_failure_like_others() -> None:
+    """The instance goes out, the others are asked as ever, and it comes back when the probe can ask."""
+    world = World(interval_s=1.0)
+    world.answers["10.0.0.1"] = ValueError("no such path")
+    world.asked.clear()
+    world.run(6)
+    assert world.up() == [False, True]
+    assert [host for host, _ in world.asked].count("10.0.0.2") >= 5
+    world.answers["10.0.0.1"] = 200
+    world.run(4)
+    assert world.up() == [True, True]
 
 
 def test_an_instance_that_a_reload_removed_is_asked_no_more() -> None:
