@@ -1,14 +1,18 @@
 """What a reload opens, keeps and closes; and that a failed one opens nothing."""
 
 import socket
+import ssl
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from twisted.internet import reactor
 
-from apigw.config.model import Listener
+from apigw.config.model import Listener, TLSSection
 from apigw.edge.listeners import Listeners
+from tests.edge.authority import certificate
 
 
 def free_port() -> int:
@@ -60,3 +64,31 @@ def test_what_was_prepared_and_is_not_wanted_is_closed(listeners: Listeners) -> 
     assert listens(new.port)
     prepared.discard()
     assert not listens(new.port)
+
+
+def test_a_reload_reads_the_certificates_again_on_the_socket_that_stays(listeners: Listeners, tmp_path: Path) -> None:
+    """The files are the same, what is in them is not."""
+    section = TLSSection((certificate(tmp_path, "api", "old.example.com"), certificate(tmp_path, "nameless")))
+    listener = Listener("127.0.0.1", free_port(), tls=section)
+    listeners.apply(listeners.prepare([listener]))
+    port = listeners.ports["127.0.0.1", listener.port]
+    assert listeners.labels() == [f"https://127.0.0.1:{listener.port}"]
+    certificate(tmp_path, "api", "new.example.com")
+    prepared = listeners.prepare([listener])
+    assert [host for (host,), _ in listeners.certificate_expiry()] == ["old.example.com", "default"], "not in force yet"
+    listeners.apply(prepared)
+    assert [host for (host,), _ in listeners.certificate_expiry()] == ["new.example.com", "default"]
+    assert all(expires_s > time.time() for _, expires_s in listeners.certificate_expiry())
+    assert listeners.ports["127.0.0.1", listener.port] is port
+
+
+def test_a_certificate_that_cannot_be_read_leaves_nothing_open(listeners: Listeners, tmp_path: Path) -> None:
+    """Nor does it touch what is in force."""
+    section = TLSSection((certificate(tmp_path, "api", "api.example.com"),))
+    listener, new = Listener("127.0.0.1", free_port(), tls=section), Listener("127.0.0.1", free_port())
+    listeners.apply(listeners.prepare([listener]))
+    section.certificates[0].cert_file.write_text("no certificate")
+    with pytest.raises(ssl.SSLError):
+        listeners.prepare([new, listener])
+    assert not listens(new.port)
+    assert [host for (host,), _ in listeners.certificate_expiry()] == ["api.example.com"]
