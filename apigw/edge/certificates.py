@@ -86,6 +86,9 @@ class ServerNames:
             for name in one.names:
                 self._by_name.setdefault(name, one.context)
         self.default = certified[0].context
+
+    def take_effect(self) -> None:
+        """Choose by these names from now on. Apart from the making: the first context may be in use by older ones."""
         self.default.sni_callback = self._choose
 
     def _choose(self, connection: ssl.SSLObject, name: str | None, _: ssl.SSLContext) -> None:

@@ -46,7 +46,7 @@ class Listeners:
                 )
                 if address not in self.ports:
                     prepared.sockets[address] = bind(listener)
-        except OSError:
+        except Exception:
             prepared.discard()
             raise
         return prepared
@@ -55,6 +55,9 @@ class Listeners:
         """New connections get the new certificates; old connections live on, whatever happens to their socket."""
         for address in [address for address in self.ports if address not in prepared.listeners]:
             self.ports.pop(address).stop()
+        for names in prepared.names.values():
+            if names is not None:
+                names.take_effect()
         for address, listener in prepared.listeners.items():
             port = self.ports.get(address)
             if port is not None:

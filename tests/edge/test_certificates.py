@@ -49,7 +49,9 @@ def names(tmp_path: Path) -> ServerNames:
         certificate(tmp_path, "api", "api.example.com", "www.example.com"),
         certificate(tmp_path, "any", "*.example.com"),
     )
-    return CertificateStore().serve(TLSSection(certificates), "127.0.0.1:8443")
+    names = CertificateStore().serve(TLSSection(certificates), "127.0.0.1:8443")
+    names.take_effect()
+    return names
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from twisted.internet import reactor
 from apigw.config.model import Listener, TLSSection
 from apigw.edge.listeners import Listeners
 from tests.edge.authority import certificate
+from tests.edge.test_certificates import shake_hands, subject
 
 
 def free_port() -> int:
@@ -92,3 +93,20 @@ def test_a_certificate_that_cannot_be_read_leaves_nothing_open(listeners: Listen
         listeners.prepare([new, listener])
     assert not listens(new.port)
     assert [host for (host,), _ in listeners.certificate_expiry()] == ["api.example.com"]
+
+
+def test_what_was_prepared_and_discarded_is_served_to_nobody(listeners: Listeners, tmp_path: Path) -> None:
+    """The first certificate's context lives across reloads: a refused one must not change what it chooses by name."""
+    first, second = certificate(tmp_path, "a", "a.example.com"), certificate(tmp_path, "b", "b.example.com")
+    port = free_port()
+    listeners.apply(listeners.prepare([Listener("127.0.0.1", port, tls=TLSSection((first,)))]))
+    names = listeners.ports["127.0.0.1", port].names
+    assert names is not None
+    prepared = listeners.prepare([Listener("127.0.0.1", port, tls=TLSSection((first, second)))])
+    assert subject(shake_hands(names, "b.example.com")[0]) == "a"
+    prepared.discard()
+    assert subject(shake_hands(names, "b.example.com")[0]) == "a"
+    listeners.apply(listeners.prepare([Listener("127.0.0.1", port, tls=TLSSection((first, second)))]))
+    names = listeners.ports["127.0.0.1", port].names
+    assert names is not None
+    assert subject(shake_hands(names, "b.example.com")[0]) == "b"
