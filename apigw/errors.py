@@ -56,6 +56,10 @@ class CounterStoreDown(Exception):
     """The store of rate counters cannot answer in time. Not a GatewayError: the route's fail mode decides."""
 
 
+class StoreDown(Exception):
+    """What gateways share (Redis, a database) cannot answer in time. Whoever asked goes on without."""
+
+
 class ConfigurationError(Exception):
     """A configuration is refused. `problems` has every defect found, in file order."""
 

@@ -87,6 +87,7 @@ AUTH_REASONS: Final = {
     "not_yet_valid": "nbf or iat is in the future, clock_skew_seconds allowed for",
     "wrong_issuer": "iss is not auth.jwt.issuer",
     "wrong_audience": "aud does not name auth.jwt.audience",
+    "revoked": "the token, or all of its user's older ones, are on the revocation list",
     "bad_user_id": "the user id claim is missing, malformed, or contradicted by a claim user_id",
     "bad_scopes": "more scopes than X-User-Scopes may carry",
     "insufficient_scope": "the credential is good but lacks a scope that the route requires",

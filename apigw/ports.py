@@ -8,6 +8,7 @@ from typing import Any, Callable, Protocol, Sequence
 
 from twisted.internet.defer import Deferred
 
+from apigw.core.api_keys import APIKey
 from apigw.core.tokens import Keyring
 from apigw.core.window import Counted, Demand
 
@@ -34,6 +35,40 @@ class KeySource(Protocol):
 
     def refreshed(self) -> "Deferred[Keyring | None] | None":
         """For an unknown kid: waits for the refresh in flight, or starts one if the cool-down allows; else None."""
+        ...
+
+
+class APIKeySource(Protocol):
+    """API keys and their owners, cached in front of a database."""
+
+    def find(self, presented: bytes) -> "APIKey | Deferred[APIKey]":
+        """The key as it came in X-API-Key, its secret checked. At hand for a key seen lately, else a Deferred.
+
+        Raises (or fails with) InvalidAPIKey, 401, alike and after the same time for a key that is malformed, unknown,
+        wrong, expired or revoked; AuthenticationUnavailable, 503, when it cannot be checked in time.
+        """
+        ...
+
+
+class SharedStore(Protocol):
+    """What all gateways of a deployment share besides rate counters: a few commands, and messages. Off the hot path."""
+
+    listening: bool  # the subscriptions are in force now; while False, messages may be missed
+
+    def command(self, key: str, *words: str | bytes | int) -> "Deferred[Any]":
+        """One command whose key is `key` (it says which cluster node). Replies as hiredis has them: bytes, int, list.
+
+        Fails with StoreDown within its timeout, at once while the store is down; an error reply is StoreDown too.
+        """
+        ...
+
+    def publish(self, channel: str, message: bytes) -> "Deferred[Any]":
+        """Tell all gateways that listen. Fails with StoreDown."""
+        ...
+
+    def listen(self, channel: str, on_message: Callable[[bytes], None], on_listening: Callable[[], None]) -> None:
+        """Before start: hear `channel`. `on_listening` is called each time the subscription begins (again): what was
+        said before may have been missed, so load anew. Exceptions of both are logged."""
         ...
 
 

@@ -27,8 +27,8 @@ _MAX_E: Final = 2**33  # every key in use has 65537; a large exponent only makes
 _MAX_KID_CHARS: Final = 256
 _PRIVATE_MEMBERS: Final = frozenset({"d", "p", "q", "dp", "dq", "qi", "oth", "k", "priv"})
 _HEADERS_KEPT: Final = 64  # an issuer signs with a handful of headers
-_DECODED_KEPT: Final = 1024  # at most 4 MiB
-_DECODED_BYTES_KEPT: Final = 1536
+_VERIFIED_KEPT: Final = 2048  # at most 5 MiB; with more tokens in use at once the oldest are verified again
+_VERIFIED_BYTES_KEPT: Final = 1536
 _FORGED_KEPT: Final = 512  # a broken client's few tokens, not an attacker's many
 _FORGED_BYTES_KEPT: Final = 2048
 _HEADER_BYTES_KEPT: Final = 1024
@@ -101,7 +101,7 @@ class Keyring:
     kids: of the usable keys. skipped: (reason, count) of the others, for the operator's log.
     """
 
-    __slots__ = ("decoded", "forged", "kids", "skipped", "_checks", "_alone", "_headers")
+    __slots__ = ("verified", "forged", "kids", "skipped", "_checks", "_alone", "_headers")
 
     def __init__(
         self, checks: dict[tuple[str, str], Verify], alone: dict[str, Verify], skipped: dict[str, int]
@@ -111,7 +111,7 @@ class Keyring:
         self._checks = checks
         self._alone = alone
         self.forged: dict[bytes, None] = {}  # tokens whose signature failed
-        self.decoded: dict[bytes, Any] = {}  # tokens.Decoded of tokens whose signature was good
+        self.verified: dict[bytes, Any] = {}  # tokens.Verified of tokens whose signature was good
         self._headers: dict[bytes, tuple[str, Verify]] = {}
 
     @classmethod
@@ -163,12 +163,12 @@ class Keyring:
             self._headers.clear()
         self._headers[header] = (algorithm, check)
 
-    def remember_decoded(self, token: bytes, decoded: object) -> None:
-        """Spare the token's next request its decoding; its signature is verified again all the same."""
-        if len(token) <= _DECODED_BYTES_KEPT:
-            if len(self.decoded) >= _DECODED_KEPT:
-                self.decoded.clear()
-            self.decoded[token] = decoded
+    def remember_verified(self, token: bytes, verified: object) -> None:
+        """Spare the token's next request its verification: the bytes and the key stay what they are."""
+        if len(token) <= _VERIFIED_BYTES_KEPT:
+            if len(self.verified) >= _VERIFIED_KEPT:
+                del self.verified[next(iter(self.verified))]
+            self.verified[token] = verified
 
     def remember_forged(self, token: bytes) -> None:
         """A bad signature stays bad for these keys: a client that repeats its token costs no second verification."""

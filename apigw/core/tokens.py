@@ -8,11 +8,12 @@ Note [Strictness]
   - crit and b64 are refused; jku, x5u, jwk and x5c are never looked at;
   - claims have exactly the JSON type they should have: no "1700000000", no true, no NaN;
   - the claims are not looked at before the signature is good.
-  No token is taken for verified because it was before: a revoked one would live on (design part 11).
 
-Note [Decoded tokens]
-  A client sends one token many times. What does not depend on the moment, its base64, JSON and the types of its
-  claims, is kept for tokens whose signature was good; signature and times are checked for each request.
+Note [Verified tokens]
+  A client sends one token many times. That these very bytes were signed by a key of this keyring, and what they
+  say, does not change, so it is remembered with the keyring and ends with it. What does change is asked for each
+  request: the times, and the revocation list (core/revocations.py). So a remembered token is refused at the same
+  moment as one that is verified anew, which is what the design wants of it (part 11); docs/decisions/0003.
 """
 
 import re
@@ -25,6 +26,7 @@ from cryptography.exceptions import InvalidSignature
 
 from apigw.constants import CLOCK_SKEW_S, MAX_TOKEN_BYTES, MAX_USER_ID_CHARS
 from apigw.core.keyring import Keyring, KeysRefused, Verify
+from apigw.core.revocations import NOTHING_REVOKED, Revocations
 from apigw.core.scopes import TooManyScopes, granted
 from apigw.errors import Unauthorized
 from apigw.exchange import Principal
@@ -76,49 +78,42 @@ class TokenPolicy:
     scopes_claim: str = "scope"
 
 
-class Decoded:
-    """What a token says, as far as it does not change. See Note [Decoded tokens]. Times in epoch seconds."""
+class Verified:
+    """What a token with a good signature says. See Note [Verified tokens]. Times in epoch seconds."""
 
-    __slots__ = ("policy", "check", "signature", "signed", "expires_s", "begins_s", "principal")
+    __slots__ = ("policy", "valid_from_s", "valid_until_s", "jti", "issued_s", "principal")
 
-    def __init__(
-        self,
-        policy: TokenPolicy,
-        check: Verify,
-        signature: bytes,
-        signed: bytes,
-        expires_s: float,
-        begins_s: float,
-        principal: Principal,
-    ) -> None:
+    def __init__(self, claims: dict[str, Any], policy: TokenPolicy) -> None:
         self.policy = policy
-        self.check = check
-        self.signature = signature
-        self.signed = signed
-        self.expires_s = expires_s
-        self.begins_s = begins_s  # the later of nbf and iat
-        self.principal = principal
+        self.valid_from_s = max(claims.get("nbf", 0), claims.get("iat", 0)) - policy.skew_s
+        self.valid_until_s = claims["exp"] + policy.skew_s  # from then on it is refused
+        self.jti = _jti(claims)
+        self.issued_s: float | None = claims.get("iat")
+        self.principal = _principal(claims, policy)
 
 
-def verify(token: bytes, keyring: Keyring, policy: TokenPolicy, now_s: float) -> Principal:
+def verify(
+    token: bytes, keyring: Keyring, policy: TokenPolicy, now_s: float, revocations: Revocations = NOTHING_REVOKED
+) -> Principal:
     """The caller whose token this is, at epoch second `now_s`. See Note [Strictness].
 
     Raises InvalidToken, and UnknownKey (a kind of it) when the keyring has no key with the token's kid.
     Nothing else, whatever the bytes: a defect is refused too, with reason "error".
     """
     try:
-        decoded: Decoded | None = keyring.decoded.get(token)
-        if decoded is not None and decoded.policy is policy:
-            decoded.check(decoded.signature, decoded.signed)
-            _check_times(decoded.expires_s, decoded.begins_s, policy.skew_s, now_s)
-            return decoded.principal
-        if len(token) > MAX_TOKEN_BYTES:
-            raise InvalidToken("too_long")
-        claims, check, signature, signed = _verified(token, keyring, policy)
-        _check_claims(claims, policy, now_s)
-        principal = _principal(claims, policy)
-        begins_s = max(claims.get("nbf", 0), claims.get("iat", 0))
-        keyring.remember_decoded(token, Decoded(policy, check, signature, signed, claims["exp"], begins_s, principal))
+        verified: Verified | None = keyring.verified.get(token)
+        if verified is None or verified.policy is not policy:
+            if len(token) > MAX_TOKEN_BYTES:
+                raise InvalidToken("too_long")
+            claims = _signed_claims(token, keyring, policy)
+            _check_claims(claims, policy, now_s)
+            verified = Verified(claims, policy)
+            keyring.remember_verified(token, verified)
+        if not verified.valid_from_s <= now_s < verified.valid_until_s:
+            raise InvalidToken("expired" if now_s >= verified.valid_until_s else "not_yet_valid")
+        principal = verified.principal
+        if revocations.any and revocations.refuses(verified.jti, principal.user_id, verified.issued_s):
+            raise InvalidToken("revoked")
         return principal
     except InvalidToken:
         raise
@@ -128,8 +123,8 @@ def verify(token: bytes, keyring: Keyring, policy: TokenPolicy, now_s: float) ->
         raise InvalidToken("error", f"{type(error).__name__} in the verification of a token") from error
 
 
-def _verified(token: bytes, keyring: Keyring, policy: TokenPolicy) -> tuple[dict[str, Any], Verify, bytes, bytes]:
-    """The claims of a token whose signature is good (RFC 7515 5.2), and how that was found: check, signature, text."""
+def _signed_claims(token: bytes, keyring: Keyring, policy: TokenPolicy) -> dict[str, Any]:
+    """The claims of a token whose signature is good (RFC 7515 5.2)."""
     signed, _, signature = token.rpartition(b".")
     header, _, payload = signed.partition(b".")
     if not payload or b"." in payload:
@@ -141,8 +136,7 @@ def _verified(token: bytes, keyring: Keyring, policy: TokenPolicy) -> tuple[dict
     if algorithm not in policy.algorithms:
         raise InvalidToken("wrong_algorithm")
     try:
-        signature = _decoded(signature)
-        check(signature, signed)
+        check(_decoded(signature), signed)
     except InvalidSignature:
         keyring.remember_forged(token)
         raise InvalidToken("bad_signature") from None
@@ -151,7 +145,7 @@ def _verified(token: bytes, keyring: Keyring, policy: TokenPolicy) -> tuple[dict
     claims = orjson.loads(_decoded(payload))
     if type(claims) is not dict:
         raise InvalidToken("malformed")
-    return claims, check, signature, signed
+    return claims
 
 
 def _resolved(segment: bytes, keyring: Keyring, policy: TokenPolicy) -> tuple[str, Verify]:
@@ -213,6 +207,14 @@ def _check_times(expires_s: float, begins_s: float, skew_s: float, now_s: float)
 def _among(audience: str, claim: object) -> bool:
     """Whether the claim is a list of strings with `audience` among them."""
     return type(claim) is list and audience in claim and all(type(item) is str for item in claim)
+
+
+def _jti(claims: dict[str, Any]) -> str | None:
+    """The token's own name (RFC 7519 4.1.7); of another type than a string it would slip through the list."""
+    jti = claims.get("jti")
+    if jti is not None and type(jti) is not str:
+        raise InvalidToken("malformed")
+    return jti
 
 
 def _principal(claims: dict[str, Any], policy: TokenPolicy) -> Principal:

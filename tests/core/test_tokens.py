@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from apigw.core.keyring import ALGORITHMS, Keyring
+from apigw.core.revocations import NOTHING_REVOKED, Revocations, RevokedToken, RevokedUser
 from apigw.core.tokens import InvalidToken, TokenPolicy, UnknownKey, _decoded, verify
 from apigw.names import AUTH_REASONS
 from tests.corpus import forge
@@ -23,10 +24,16 @@ POLICY = TokenPolicy(issuer=forge.ISSUER, audience=forge.AUDIENCE)
 GOOD = FORGE.token({})
 
 
-def outcome(token: bytes, keyring: Keyring = KEYRING, policy: TokenPolicy = POLICY, now_s: float = NOW_S) -> str:
+def outcome(
+    token: bytes,
+    keyring: Keyring = KEYRING,
+    policy: TokenPolicy = POLICY,
+    now_s: float = NOW_S,
+    revocations: Revocations = NOTHING_REVOKED,
+) -> str:
     """ "ok" or the reason of the refusal."""
     try:
-        verify(token, keyring, policy, now_s)
+        verify(token, keyring, policy, now_s, revocations)
     except InvalidToken as refusal:
         return refusal.reason
     return "ok"
@@ -239,24 +246,48 @@ def test_a_forged_token_is_remembered_as_such_and_only_by_the_keys_that_refused_
     assert Keyring.from_jwks(FORGE.jwks(), ("RS256",)).forged == {}
 
 
-def test_a_token_that_was_decoded_before_is_verified_again() -> None:
-    """Its signature, its times and the policy of the moment: only the decoding is spared."""
+def test_a_token_that_was_verified_before_is_judged_anew_by_all_that_can_change() -> None:
+    """The times, the policy of the moment, the revocation list, and the keyring itself."""
     keyring = Keyring.from_jwks(FORGE.jwks(), ("RS256",))
-    checks: list[bytes] = []
+    assert outcome(GOOD, keyring) == "ok" and GOOD in keyring.verified
     assert outcome(GOOD, keyring) == "ok"
-    decoded = keyring.decoded[GOOD]
-    real = decoded.check
-    decoded.check = lambda signature, signed: (checks.append(signed), real(signature, signed))
-    assert outcome(GOOD, keyring) == "ok" and len(checks) == 1
     assert outcome(GOOD, keyring, now_s=NOW_S + 10_000_000) == "expired"
+    assert outcome(GOOD, keyring, now_s=NOW_S - 10_000_000) == "not_yet_valid"
     other = TokenPolicy(issuer="https://other.example", audience=forge.AUDIENCE)
     assert outcome(GOOD, keyring, policy=other) == "wrong_issuer"
     assert outcome(GOOD[:-8] + b"AAAAAAAA", keyring) == "bad_signature"
+    without = Keyring.from_jwks({"keys": [{**FORGE.jwks()["keys"][0], "kid": "another"}]}, ("RS256",))
+    assert outcome(GOOD, without) == "unknown_key"
 
 
-def test_the_memory_of_decoded_tokens_is_bounded() -> None:
+@pytest.mark.parametrize("remembered", [False, True], ids=["first seen", "remembered"])
+def test_a_revoked_token_is_refused_whether_it_was_verified_before_or_not(remembered: bool) -> None:
+    keyring, revocations = Keyring.from_jwks(FORGE.jwks(), ("RS256",)), Revocations()
+    token = FORGE.token({"claims": {"jti": "token-1"}})
+    if remembered:
+        assert outcome(token, keyring, revocations=revocations) == "ok"
+    revocations.add([RevokedToken("token-1", NOW_S + 3600.0)])
+    assert outcome(token, keyring, revocations=revocations) == "revoked"
+    assert outcome(FORGE.token({"claims": {"jti": "token-2"}}), keyring, revocations=revocations) == "ok"
+
+
+def test_a_users_older_tokens_are_refused_and_the_newer_ones_pass() -> None:
+    keyring, revocations = Keyring.from_jwks(FORGE.jwks(), ("RS256",)), Revocations()
+    old = FORGE.token({"claims": {"sub": "u-1", "iat": NOW_S - 100}})
+    new = FORGE.token({"claims": {"sub": "u-1", "iat": NOW_S - 10}})
+    revocations.add([RevokedUser("u-1", NOW_S - 50.0, NOW_S + 3600.0)])
+    assert outcome(old, keyring, revocations=revocations) == "revoked"
+    assert outcome(new, keyring, revocations=revocations) == "ok"
+
+
+def test_a_token_whose_jti_is_no_string_is_refused() -> None:
+    """It could not be revoked."""
+    assert outcome(FORGE.token({"claims": {"jti": 7}}), KEYRING) == "malformed"
+
+
+def test_the_memory_of_verified_tokens_is_bounded_and_the_oldest_leave() -> None:
     keyring = Keyring.from_jwks(FORGE.jwks(), ("RS256",))
     for number in range(3000):
-        keyring.remember_decoded(b"%d" % number, object())
-    keyring.remember_decoded(b"x" * 4096, object())
-    assert len(keyring.decoded) <= 1024 and b"x" * 4096 not in keyring.decoded
+        keyring.remember_verified(b"%d" % number, object())
+    keyring.remember_verified(b"x" * 4096, object())
+    assert len(keyring.verified) == 2048 and b"2999" in keyring.verified and b"0" not in keyring.verified
