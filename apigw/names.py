@@ -71,8 +71,8 @@ UPSTREAM_REASONS: Final = {
 # never learns which: its answer is the same for all of them that share a status.
 
 AUTH_REASONS: Final = {
-    "missing_credentials": "no Authorization header",
-    "missing_in_grace_period": "no Authorization header, let through by the route's auth_grace_period",
+    "missing_credentials": "no Authorization header, or no X-API-Key where a key is wanted",
+    "missing_in_grace_period": "no credential, let through by the route's auth_grace_period",
     "bad_authorization": "the Authorization header is not the word Bearer, a space and one token",
     "too_long": "the token is longer than 8192 bytes",
     "malformed": "not three base64url segments of JSON objects and a signature",
@@ -91,6 +91,13 @@ AUTH_REASONS: Final = {
     "bad_user_id": "the user id claim is missing, malformed, or contradicted by a claim user_id",
     "bad_scopes": "more scopes than X-User-Scopes may carry",
     "insufficient_scope": "the credential is good but lacks a scope that the route requires",
+    "key_malformed": "X-API-Key is not one key of the form pk_live_ID_SECRET",
+    "key_unknown": "no API key has this id",
+    "key_wrong": "the secret is not that of the API key with this id",
+    "key_expired": "the API key has expired",
+    "key_revoked": "the API key was revoked",
+    "ip_not_allowed": "the API key is good, but not from this address",
+    "key_unverifiable": "an unknown API key, and no database or no time to check it with",
     "keys_unavailable": "no verification keys: never loaded, or older than jwks_cache_ttl_seconds",
     "not_configured": "the route wants a kind of credential that this gateway has no section for",
     "error": "an exception inside the verification: a defect of the gateway",

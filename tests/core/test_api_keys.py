@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from apigw.core.api_keys import APIKey, Malformed, digest, split
+from apigw.core.api_keys import APIKey, InvalidAPIKey, Malformed, Unusable, digest, from_json, made, split, to_json
 from apigw.exchange import Principal
 
 WORD = st.text("ABCXYZabcxyz0189", min_size=16, max_size=32)
@@ -58,3 +58,70 @@ def test_a_key_expires_at_its_second() -> None:
     key = APIKey("id", "partner", Principal(partner_id="partner"), 100.0)
     assert not key.expired(99.9) and key.expired(100.0)
     assert not APIKey("id", "partner", Principal(partner_id="partner")).expired(1e12)
+
+
+KEY = made(
+    "k1",
+    "f" * 64,
+    partner_id="acme",
+    tier="gold",
+    scopes=("orders:read", "a"),
+    expires_s=1_900_000_000,
+    networks=("10.0.0.0/8", "2001:db8::/32"),
+)
+
+
+def test_a_key_brings_its_principal_and_its_only_identity_header() -> None:
+    """Contract section 5: X-Partner-ID, and neither X-User-ID nor X-User-Scopes."""
+    principal = KEY.principal
+    assert principal.headers == b"X-Partner-ID: acme\r\n"
+    assert (principal.partner_id, principal.user_id, principal.tier) == ("acme", None, "gold")
+    assert principal.scopes == {"orders:read", "a"} and principal.key_hash == "f" * 64
+
+
+@pytest.mark.parametrize("partner_id", ["", "a b", "a\r\nX-User-ID: root", "ä", "x" * 257])
+def test_a_partner_that_no_header_can_carry_makes_no_key(partner_id: str) -> None:
+    with pytest.raises(Unusable):
+        made("k1", "f" * 64, partner_id=partner_id)
+
+
+def test_a_cached_key_comes_back_as_it_was() -> None:
+    again = from_json(to_json(KEY), "k1", "f" * 64)
+    assert to_json(again) == to_json(KEY)
+    assert again.networks == KEY.networks and again.expires_s == KEY.expires_s
+    assert again.principal.headers == KEY.principal.headers
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        b"",
+        b"not json",
+        b"[]",
+        b"null",
+        b"{}",
+        to_json(made("other", "f" * 64, partner_id="acme")),
+        to_json(KEY).replace(b'"acme"', b'"a\\r\\nb"'),
+        to_json(KEY).replace(b'"acme"', b"7"),
+        to_json(KEY).replace(b"1900000000", b'"1900000000"'),
+        to_json(KEY).replace(b"1900000000", b"true"),
+        to_json(KEY).replace(b'"gold"', b"[]"),
+        to_json(KEY).replace(b'"a"', b"1"),
+        to_json(KEY).replace(b"10.0.0.0/8", b"10.0.0.0/99"),
+        b'{"partner_id": "acme", "key_id": "k1"}',
+    ],
+)
+def test_a_cached_record_that_is_not_whole_is_no_key(document: bytes) -> None:
+    """Networks that are missing would let a key in from anywhere: nothing is filled in."""
+    with pytest.raises(Unusable):
+        from_json(document, "k1", "f" * 64)
+
+
+def test_refusals_look_alike_whatever_the_reason() -> None:
+    """Only the log and the metrics know which it was."""
+    shown = {
+        (error.status, error.code, error.message, error.headers, error.retry_after_s)
+        for error in (InvalidAPIKey(f"key_{word}", "k1") for word in ("malformed", "unknown", "wrong", "expired"))
+    }
+    assert len(shown) == 1
+    assert "k1" in (InvalidAPIKey("key_revoked", "k1").detail or "")
