@@ -1,0 +1,117 @@
+"""bcrypt in threads, with real bcrypt at its lowest cost and one that the test holds up."""
+
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import bcrypt
+import pytest
+import pytest_twisted
+from twisted.internet import reactor as installed_reactor
+from twisted.internet.defer import CancelledError, maybeDeferred
+
+from apigw.adapters.api_key_check import ChecksBusy, SecretChecks
+from tests.servers import turns
+
+reactor: Any = installed_reactor
+SECRET = b"s" * 43
+QUICK = bcrypt.hashpw(SECRET, bcrypt.gensalt(4))
+
+
+@pytest.fixture
+def checks() -> Iterator[SecretChecks]:
+    made = SecretChecks(reactor, threads=1, max_waiting=6)
+    made.startService()
+    yield made
+    pytest_twisted.blockon(maybeDeferred(made.stopService))
+
+
+def hold(checks: SecretChecks) -> threading.Event:
+    """The one thread is busy until the event is set."""
+    gate = threading.Event()
+    checks.busy += 1
+    checks.threads.run(gate.wait, 5).addBoth(checks._done, _Nobody())
+    return gate
+
+
+class _Nobody:
+    class answer:
+        called = True
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_secret_is_that_of_its_hash_or_it_is_not(checks: SecretChecks) -> None:
+    assert await checks.check("a", SECRET, QUICK) is True
+    assert await checks.check("a", b"t" * 43, QUICK) is False
+    assert (checks.busy, checks.queued, checks.rejected) == (0, 0, 0)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_hash_that_is_none_fails_and_harms_nobody(checks: SecretChecks) -> None:
+    with pytest.raises(ValueError):
+        await checks.check("a", SECRET, b"no hash")
+    assert await checks.check("a", SECRET, QUICK) is True
+
+
+@pytest_twisted.ensureDeferred
+async def test_key_ids_take_turns(checks: SecretChecks) -> None:
+    """Four checks of a flooded id wait; that of another id, come last, is the second that is made."""
+    gate, order = hold(checks), []
+    waiting = [checks.check("flooded", SECRET, QUICK).addCallback(lambda _: order.append("flooded")) for _ in range(4)]
+    waiting.append(checks.check("other", SECRET, QUICK).addCallback(lambda _: order.append("other")))
+    gate.set()
+    for one in waiting:
+        await one
+    assert order == ["flooded", "other", "flooded", "flooded", "flooded"]
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_waits_is_bounded(checks: SecretChecks) -> None:
+    gate = hold(checks)
+    waiting = [checks.check(f"k{number}", SECRET, QUICK) for number in range(6)]
+    with pytest.raises(ChecksBusy):
+        checks.check("one too many", SECRET, QUICK)
+    assert (checks.queued, checks.rejected) == (6, 1)
+    gate.set()
+    assert [await one for one in waiting] == [True] * 6
+    assert checks.queued == 0
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_check_that_nobody_waits_for_is_not_made(checks: SecretChecks) -> None:
+    gate = hold(checks)
+    one, other = checks.check("a", SECRET, QUICK), checks.check("a", SECRET, QUICK)
+    heard: list[Any] = []
+    one.addBoth(heard.append)
+    one.cancel()
+    assert heard[0].type is CancelledError and checks.queued == 1
+    gate.set()
+    assert await other is True
+    assert checks.queued == checks.busy == 0
+
+
+@pytest_twisted.ensureDeferred
+async def test_the_loop_turns_while_a_check_runs(checks: SecretChecks) -> None:
+    """bcrypt lets go of the interpreter: the loop's longest turn is far below one check."""
+    slow = bcrypt.hashpw(SECRET, bcrypt.gensalt(10))
+    check, longest_s = checks.check("a", SECRET, slow), 0.0
+    while not check.called:
+        began_s = time.monotonic()
+        await turns(reactor)
+        longest_s = max(longest_s, time.monotonic() - began_s)
+    assert await check is True
+    assert longest_s < 0.04
+
+
+@pytest_twisted.ensureDeferred
+async def test_at_the_end_what_waits_fails() -> None:
+    made = SecretChecks(reactor, threads=1)
+    made.startService()
+    gate = hold(made)
+    heard: list[Any] = []
+    made.check("a", SECRET, QUICK).addBoth(heard.append)
+    stopped = maybeDeferred(made.stopService)
+    assert heard[0].type is CancelledError
+    gate.set()
+    await stopped
