@@ -28,5 +28,5 @@ CLOCK_SKEW_S: Final = 30.0  # distributed clocks differ (design part 7)
 TICK_S: Final = 0.005  # granularity of deadlines: a 50 ms timeout is kept within 10%
 MAX_LOG_FIELD_CHARS: Final = 1024  # path, user agent, query: an entry stays below 8 KiB (contract 13.12)
 MAX_LOG_ENTRY_BYTES: Final = 8192  # one line with its newline, after escaping (contract 13.12)
-RETRY_AFTER_OVERLOADED_S: Final = 1  # in-flight ceiling: the next second may be fine
+OVERLOADED_RETRIES_S: Final = (1, 2, 3)  # given in turn: the next second may be fine, but not for all at once
 RETRY_AFTER_DEPENDENCY_S: Final = 5  # keys or limiter unavailable: pollers try again in seconds

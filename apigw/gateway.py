@@ -6,6 +6,7 @@ from attrs import frozen
 
 from apigw.config.snapshot import CompiledRoute, Snapshot
 from apigw.core.refusals import Refusals
+from apigw.core.shedding import Shedding
 from apigw.core.trace import Randomness
 from apigw.net.deadlines import Deadlines
 from apigw.pipeline import Stage, compose
@@ -36,6 +37,8 @@ class Parts:
     in_flight: Callable[[], int]
     ready: Callable[[], bool]
     on_decision: Callable[[str, str], None]
+    shedding: Shedding
+    on_shed: Callable[[str], None]
 
 
 @frozen
@@ -59,7 +62,7 @@ def stages(
         PublicHealth(parts.ready),  #             /healthz for the balancer in front
         Routing(snapshot.trie, unmatched.take),  # 4   404, 405
         Cors(),  # 5                              preflight: 204
-        Admission(parts.in_flight, config.gateway.max_in_flight),  # 6   503 overloaded
+        Admission(parts.in_flight, config.gateway.max_in_flight, parts.shedding, parts.on_shed),  # 6   503 overloaded
         StandingRefusal(refusals, parts.wall, parts.on_decision),  #   429 again, for a moment
         Authentication(keys, token_policy(config.jwt), parts.wall),  # 7   401, 403, 503
         RequiredScopes(),  #                      403 insufficient_scope

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 import apigw
 
 if TYPE_CHECKING:
+    from apigw.core.shedding import Shedding
     from apigw.upstream.pool import Pool
     from apigw.worker import Worker
 
@@ -30,7 +31,22 @@ def status(worker: "Worker") -> dict[str, object]:
         "connections": len(worker.site.channels),
         "in_flight": worker.site.in_flight,
         "event_loop_lag_ms": round(worker.lag.lag_s() * 1000, 3),
+        "load": _load(worker.shedding),
         "backends": {name: _backend(pool) for name, pool in worker.backends.pools.items()},
+    }
+
+
+def _load(shedding: "Shedding") -> dict[str, object]:
+    """What decides about shedding, in percent, and the share of each priority that is refused, 0 to 1."""
+    sample = shedding.sample
+    return {
+        "state": shedding.state,
+        "load_percent": round(shedding.level, 1),
+        "cpu_percent": round(sample.cpu_percent, 1),
+        "loop_lag_ms": round(sample.lag_s * 1000, 3),
+        "memory_percent": round(shedding.memory, 1),
+        "because": shedding.because,
+        "shed": {priority: round(share, 3) for priority, share in shedding.shares.items()},
     }
 
 
@@ -52,6 +68,11 @@ def watch(worker: "Worker") -> None:
     metrics.watch("in_flight_requests", lambda: worker.site.in_flight)
     metrics.watch("connections", lambda: len(worker.site.channels))
     metrics.watch("event_loop_lag_seconds", worker.lag.lag_s)
+    metrics.watch("load_percent", lambda: worker.shedding.level)
+    metrics.watch("memory_percent", lambda: worker.shedding.memory)
+    metrics.watch_labelled(
+        "shed_share", ("priority",), lambda: [((name,), share) for name, share in worker.shedding.shares.items()]
+    )
     metrics.watch("config_last_reload_successful", lambda: 0.0 if worker.reloader.last_ok is False else 1.0)
     metrics.watch_labelled("config_info", ("version",), lambda: [((worker.config.version,), 1.0)])
     metrics.watch_labelled("backend_instance_up", ("backend", "instance"), lambda: _instances(worker))

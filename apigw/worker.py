@@ -7,6 +7,7 @@ drain    stop accepting -> answer what is in flight -> close pools, Redis -> flu
 
 import random
 import signal
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any, Callable
@@ -33,6 +34,7 @@ from apigw.config.model import Config
 from apigw.config.redact import redacted
 from apigw.config.restart import refuse_restart_only
 from apigw.config.snapshot import Snapshot
+from apigw.core.shedding import Shedding
 from apigw.core.trace import Randomness
 from apigw.edge.admin import AdminService, Readiness, judge_readiness, make_admin_site
 from apigw.edge.ledger import Ledger
@@ -46,6 +48,8 @@ from apigw.ports import WallClock
 from apigw.status import status, watch
 from apigw.supervisor import signals
 from apigw.supervisor.lag import LoopLag
+from apigw.supervisor.load import LoadWatch
+from apigw.supervisor.memory import MemoryUsage
 from apigw.supervisor.reload import FileWatch, Reloader
 from apigw.supervisor.trim import Trimming
 from apigw.upstream.backends import Backends
@@ -80,6 +84,7 @@ class Worker(MultiService):
         self.redis = self._redis(config)  # None: rate limits count in this process
         self.keys = self._key_source(config)  # None: no route wants a JWT
         self.lag = LoopLag(reactor)
+        self.shedding = Shedding(config.load_shedding.cpu_percent, config.load_shedding.memory_percent)
         self.backends = Backends(reactor, self.deadlines, HealthProbe(reactor))
         self._parts = gateway.Parts(
             clock=reactor,
@@ -89,6 +94,8 @@ class Worker(MultiService):
             in_flight=lambda: self.site.in_flight,
             ready=lambda: self.readiness().ok,
             on_decision=self.metrics.rate_limit_decided,
+            shedding=self.shedding,
+            on_shed=self.metrics.shed,
         )
         first = self._generation(Snapshot(config), self.keys)
         self.site = Site(reactor, self.deadlines, wall, first, self.ledger.record)
@@ -104,6 +111,7 @@ class Worker(MultiService):
         )
         children = (
             self.lag,
+            LoadWatch(reactor, self.shedding, time.thread_time, MemoryUsage().percent, trim_memory),
             Trimming(reactor, lambda: len(self.site.channels), trim_memory),
             Pruning(reactor, self.local_counters, wall),
             self.redis,
@@ -204,6 +212,7 @@ class Worker(MultiService):
             self.keys = keys
         elif keys is not None:
             keys.poll_now()
+        self.shedding.configure(config.load_shedding.cpu_percent, config.load_shedding.memory_percent)
         self.config = config
         log.info("configuration {version} is in force", version=config.version)
         keep_out_of_sight()

@@ -12,6 +12,7 @@ from apigw import gateway
 from apigw.adapters.memory_counters import MemoryCounters
 from apigw.config.model import JWTSection, RateLimits, Route, Tier
 from apigw.config.snapshot import Snapshot
+from apigw.core.shedding import Shedding
 from apigw.core.tokens import Keyring
 from apigw.core.trace import Randomness
 from apigw.errors import Answered, GatewayError
@@ -73,7 +74,7 @@ def snapshot(*routes: Route, **sections: Any) -> Snapshot:
 
 
 def build(made: Snapshot, in_flight: int = 1) -> gateway.Generation:
-    clock = Clock()
+    clock, shedding = Clock(), made.config.load_shedding
     parts = gateway.Parts(
         clock=clock,
         deadlines=Deadlines(clock),
@@ -82,6 +83,8 @@ def build(made: Snapshot, in_flight: int = 1) -> gateway.Generation:
         in_flight=lambda: in_flight,
         ready=lambda: True,
         on_decision=lambda tier, decision: None,
+        shedding=Shedding(shedding.cpu_percent, shedding.memory_percent),
+        on_shed=lambda priority: None,
     )
     store = MemoryCounters()
     return gateway.build(made, parts, {}, Keys(), store, store)

@@ -1,29 +1,67 @@
-"""Stage 6: the ceiling of requests in flight (design part 11: 5,000 an instance). Load shedding joins it here."""
+"""Stage 6: what an overloaded worker does not take on. Before authentication, so that to refuse costs little.
 
+in flight   more than gateway.max_in_flight: everybody (design part 11: 5,000 an instance); P2 and P3 leave a tenth
+            and a fifth of it to the others, so that a slow backend of theirs does not fill it up
+shedding    core/shedding.py: by the route's priority while CPU, loop lag or memory are too high
+"""
+
+from itertools import cycle
 from typing import Callable
 
-from apigw.constants import RETRY_AFTER_OVERLOADED_S
+from apigw.constants import OVERLOADED_RETRIES_S
+from apigw.core.shedding import Shedding
 from apigw.errors import GatewayError
 from apigw.exchange import Exchange
 
+_MESSAGE = "The gateway is overloaded."
+
 
 class Admission:
-    """`in_flight()` counts this request too."""
+    """`in_flight()` counts this request too. on_shed(priority) is told of each refusal."""
 
     name = "admission"
     needs = frozenset(("route",))
     gives = None
 
-    def __init__(self, in_flight: Callable[[], int], max_in_flight: int) -> None:
+    def __init__(
+        self, in_flight: Callable[[], int], max_in_flight: int, shedding: Shedding, on_shed: Callable[[str], None]
+    ) -> None:
         self._in_flight = in_flight
         self._max_in_flight = max_in_flight
+        self._least = max_in_flight - 4 * (max_in_flight // 20)  # up to here nobody's priority matters
+        self._ceilings = {"P3": self._least, "P2": max_in_flight - 2 * (max_in_flight // 20)}
+        self._shedding = shedding
+        self._on_shed = on_shed
+        self._waits_s = cycle(OVERLOADED_RETRIES_S)  # in turn: those refused together do not come again together
 
     def enter(self, ex: Exchange) -> None:
-        if self._in_flight() > self._max_in_flight:
-            raise GatewayError(
-                "The gateway is overloaded.",
-                status=503,
-                code="overloaded",
-                retry_after_s=RETRY_AFTER_OVERLOADED_S,
-                detail=f"more than {self._max_in_flight} requests in flight",
-            )
+        if self._in_flight() > self._least:
+            self._check_in_flight(ex)
+        if self._shedding.active:
+            self._check_load(ex)
+
+    def _check_in_flight(self, ex: Exchange) -> None:
+        ceiling = self._ceilings.get(_priority(ex), self._max_in_flight)
+        if self._in_flight() > ceiling:
+            self._refuse(ex, "in_flight", f"more than {ceiling} requests in flight")
+
+    def _check_load(self, ex: Exchange) -> None:
+        priority = _priority(ex)
+        if self._shedding.refuses(priority):
+            self._refuse(ex, "shed", f"{priority}, {self._shedding.because}")
+
+    def _refuse(self, ex: Exchange, reason: str, detail: str) -> None:
+        self._on_shed(_priority(ex))
+        raise GatewayError(
+            _MESSAGE,
+            status=503,
+            code="overloaded",
+            retry_after_s=next(self._waits_s),
+            detail=detail,
+            reason=reason,
+        )
+
+
+def _priority(ex: Exchange) -> str:
+    assert ex.route is not None  # the runner has put it there: needs
+    return ex.route.priority

@@ -1,22 +1,82 @@
-"""Stage 6: the ceiling of requests in flight."""
+"""Stage 6: the ceiling of requests in flight, and load shedding by priority."""
 
 from typing import Any
 
 import pytest
 
+from apigw.core.shedding import Sample, Shedding
 from apigw.errors import GatewayError
 from apigw.stages.admission import Admission
 
 
+def shedding(cpu: float = 0.0, memory: float = 0.0) -> Shedding:
+    """In the state that this load of a minute leaves."""
+    one = Shedding({"P1": 90.0, "P2": 75.0, "P3": 60.0}, {"shed": 80.0, "reject": 95.0})
+    for _ in range(600):
+        one.observe(Sample(cpu, 0.0, memory), 0.1)
+    return one
+
+
+class House:
+    """An Admission, and what it told."""
+
+    def __init__(self, in_flight: int, ceiling: int, shedding: Shedding) -> None:
+        self.told: list[str] = []
+        self.stage = Admission(lambda: in_flight, ceiling, shedding, self.told.append)
+
+
+def refusal(stage: Admission, ex: Any) -> GatewayError | None:
+    try:
+        stage.enter(ex)
+    except GatewayError as error:
+        return error
+    return None
+
+
 @pytest.mark.parametrize("in_flight", [0, 1, 5])
-def test_up_to_the_ceiling_requests_pass(exchange: Any, in_flight: int) -> None:
+@pytest.mark.parametrize("priority", ["P0", "P1", "P2", "P3"])
+def test_up_to_the_ceiling_requests_pass(exchange: Any, route: Any, in_flight: int, priority: str) -> None:
     """The request itself is counted already."""
-    Admission(lambda: in_flight, 5).enter(exchange())
+    house = House(in_flight, 5, shedding())
+    assert refusal(house.stage, exchange(route=route(priority=priority))) is None
+    assert house.told == []
 
 
-def test_above_it_they_are_told_to_come_again(exchange: Any) -> None:
-    with pytest.raises(GatewayError) as refusal:
-        Admission(lambda: 6, 5).enter(exchange())
-    error = refusal.value
-    assert (error.status, error.code) == (503, "overloaded")
-    assert error.retry_after_s and error.retry_after_s > 0
+@pytest.mark.parametrize("priority", ["P0", "P1", "P2", "P3"])
+def test_above_it_they_are_told_to_come_again(exchange: Any, route: Any, priority: str) -> None:
+    house = House(6, 5, shedding())
+    error = refusal(house.stage, exchange(route=route(priority=priority)))
+    assert error is not None and (error.status, error.code, error.reason) == (503, "overloaded", "in_flight")
+    assert house.told == [priority]
+
+
+@pytest.mark.parametrize(("priority", "ceiling"), [("P0", 100), ("P1", 100), ("P2", 90), ("P3", 80)])
+def test_low_priorities_leave_the_last_places_to_the_others(
+    exchange: Any, route: Any, priority: str, ceiling: int
+) -> None:
+    ex = exchange(route=route(priority=priority))
+    assert refusal(House(ceiling, 100, shedding()).stage, ex) is None
+    assert refusal(House(ceiling + 1, 100, shedding()).stage, ex) is not None
+
+
+def test_an_overloaded_worker_refuses_by_priority_and_says_why_to_the_log_alone(exchange: Any, route: Any) -> None:
+    house = House(1, 5, shedding(cpu=70.0))
+    error = refusal(house.stage, exchange(route=route(priority="P3")))
+    assert error is not None and (error.status, error.code, error.reason) == (503, "overloaded", "shed")
+    assert error.detail == "P3, load 70% by CPU"
+    assert "%" not in error.message and "P3" not in error.message
+    for priority in ("P2", "P1", "P0"):
+        assert refusal(house.stage, exchange(route=route(priority=priority))) is None
+    assert house.told == ["P3"]
+
+
+def test_out_of_memory_refuses_p0_too(exchange: Any, route: Any) -> None:
+    house = House(1, 5, shedding(memory=96.0))
+    assert refusal(house.stage, exchange(route=route(priority="P0"))) is not None
+
+
+def test_those_refused_together_do_not_come_again_together(exchange: Any, route: Any) -> None:
+    house = House(1, 5, shedding(cpu=70.0))
+    errors = [refusal(house.stage, exchange(route=route(priority="P3"))) for _ in range(30)]
+    waits = [error.retry_after_s for error in errors if error is not None]
+    assert {wait: waits.count(wait) for wait in waits} == {1: 10, 2: 10, 3: 10}

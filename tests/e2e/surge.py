@@ -1,0 +1,144 @@
+"""Traffic that does not wait for answers, and a backend that costs little: processes of their own, one thread each.
+
+    surge.py backend            listens, prints its port, answers everything with 200 until its stdin ends
+    surge.py clients JSON       asks `target` on `port` `rate` times a second over `connections` keep-alive connections
+                                for `seconds`, whatever comes back; prints {"answers", "unsent"}
+
+A wait is counted from the moment at which the request was due, also when no connection was free then.
+"""
+
+import json
+import select
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter, deque
+from pathlib import Path
+from typing import Any
+
+_ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\nContent-Type: text/plain\r\n\r\n" + b"x" * 1000
+
+
+class Clients:
+    """What `surge.py clients` is."""
+
+    def __init__(self, port: int, target: str, rate: float, connections: int, seconds: float, head: str = "") -> None:
+        self._request = f"GET {target} HTTP/1.1\r\nHost: gw.test\r\n{head}\r\n".encode()
+        self._rate, self._seconds = rate, seconds
+        self._epoll = select.epoll()
+        self._sockets: dict[int, socket.socket] = {}
+        self._due_s: dict[int, float] = {}
+        self._buffers: dict[int, bytes] = {}
+        for _ in range(connections):
+            sock = socket.create_connection(("127.0.0.1", port), 10)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.setblocking(False)
+            self._sockets[sock.fileno()] = sock
+            self._epoll.register(sock, select.EPOLLIN)
+        self._free = deque(self._sockets)
+        self._answers: list[tuple[float, int, float]] = []
+
+    def run(self) -> dict[str, Any]:
+        """(seconds since the begin, status, wait) of each answer; what was due and never sent."""
+        began_s = time.monotonic()
+        due_s, step_s, end_s = began_s, 1.0 / self._rate, began_s + self._seconds
+        while True:
+            now_s = time.monotonic()
+            while due_s <= min(now_s, end_s) and self._free:
+                self._ask(self._free.popleft(), due_s)
+                due_s += step_s
+            if now_s > end_s and (not self._due_s or now_s > end_s + 5.0):
+                break
+            waits_s = 0.05 if not self._free or due_s > end_s else max(0.0, due_s - now_s)
+            for fd, _ in self._epoll.poll(waits_s):
+                self._read(fd, began_s)
+        return {"answers": self._answers, "unsent": int(max(0.0, end_s - due_s) * self._rate) + len(self._due_s)}
+
+    def _ask(self, fd: int, due_s: float) -> None:
+        self._due_s[fd] = due_s
+        self._buffers[fd] = b""
+        self._sockets[fd].send(self._request)
+
+    def _read(self, fd: int, began_s: float) -> None:
+        data = self._sockets[fd].recv(65_536)
+        if not data:
+            raise ConnectionError("a connection was closed")
+        self._buffers[fd] = data = self._buffers[fd] + data
+        head, ended, body = data.partition(b"\r\n\r\n")
+        if not ended or len(body) < int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0]):
+            return
+        now_s = time.monotonic()
+        self._answers.append((now_s - began_s, int(head[9:12]), now_s - self._due_s.pop(fd)))
+        self._free.append(fd)
+
+
+def serve() -> None:
+    """What `surge.py backend` is."""
+    listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
+    listener.setblocking(False)
+    poll = select.epoll()
+    poll.register(listener, select.EPOLLIN)
+    poll.register(sys.stdin, select.EPOLLIN)
+    sockets: dict[int, socket.socket] = {}
+    print(listener.getsockname()[1], flush=True)
+    while True:
+        for fd, _ in poll.poll():
+            if fd == sys.stdin.fileno():
+                return
+            if fd == listener.fileno():
+                sock = listener.accept()[0]
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                sockets[sock.fileno()] = sock
+                poll.register(sock, select.EPOLLIN)
+            elif not _answer(sockets[fd]):
+                sockets.pop(fd).close()
+
+
+def _answer(sock: socket.socket) -> bool:
+    try:
+        data = sock.recv(65_536)
+        if data:
+            sock.sendall(_ANSWER * data.count(b"\r\n\r\n"))
+    except OSError:
+        return False
+    return bool(data)
+
+
+def start(*arguments: str) -> "subprocess.Popen[str]":
+    """This file as a process."""
+    command = [sys.executable, str(Path(__file__)), *arguments]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def clients(**plan: Any) -> "subprocess.Popen[str]":
+    """Started; summary() waits for it."""
+    return start("clients", json.dumps(plan))
+
+
+class Summary:
+    """What clients saw. `after_s`: answers before that many seconds are left out."""
+
+    def __init__(self, said: dict[str, Any], after_s: float = 0.0) -> None:
+        self.answers = [answer for answer in said["answers"] if answer[0] >= after_s]
+        self.unsent: int = said["unsent"]
+        self.statuses = Counter(status for _, status, _ in self.answers)
+
+    def wait_s(self, share: float) -> float:
+        """The wait that this share of the answers took at most."""
+        waits_s = sorted(wait_s for _, _, wait_s in self.answers)
+        return waits_s[min(len(waits_s) - 1, int(len(waits_s) * share))]
+
+
+def summary(process: "subprocess.Popen[str]", timeout_s: float, after_s: float = 0.0) -> Summary:
+    """Wait for clients() to end."""
+    output, _ = process.communicate(timeout=timeout_s)
+    assert process.returncode == 0
+    return Summary(json.loads(output), after_s)
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "backend":
+        serve()
+    else:
+        json.dump(Clients(**json.loads(sys.argv[2])).run(), sys.stdout)
