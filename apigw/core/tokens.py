@@ -7,6 +7,7 @@ Note [Strictness]
   - alg is taken from the allow-list and the key (core/keyring.py), the token only says which of them;
   - crit and b64 are refused; jku, x5u, jwk and x5c are never looked at;
   - claims have exactly the JSON type they should have: no "1700000000", no true, no NaN;
+  - no member stands twice in an object (RFC 7519 4): of two `sub` another reader might believe the other one;
   - the claims are not looked at before the signature is good.
 
 Note [Verified tokens]
@@ -16,6 +17,7 @@ Note [Verified tokens]
   moment as one that is verified anew, which is what the design wants of it (part 11); docs/decisions/0003.
 """
 
+import json
 import re
 from binascii import a2b_base64
 from typing import Any, Final
@@ -142,17 +144,12 @@ def _signed_claims(token: bytes, keyring: Keyring, policy: TokenPolicy) -> dict[
         raise InvalidToken("bad_signature") from None
     if known is None:
         keyring.remember(header, algorithm, check)
-    claims = orjson.loads(_decoded(payload))
-    if type(claims) is not dict:
-        raise InvalidToken("malformed")
-    return claims
+    return _object(_decoded(payload))
 
 
 def _resolved(segment: bytes, keyring: Keyring, policy: TokenPolicy) -> tuple[str, Verify]:
     """(alg, how to check the signature) that a header segment asks for."""
-    header = orjson.loads(_decoded(segment))
-    if type(header) is not dict:
-        raise InvalidToken("malformed")
+    header = _object(_decoded(segment))
     algorithm, kid, kind = header.get("alg"), header.get("kid"), header.get("typ", "JWT")
     if type(algorithm) is not str or algorithm not in policy.algorithms:
         raise InvalidToken("wrong_algorithm")
@@ -178,6 +175,26 @@ def _decoded(segment: bytes) -> bytes:
     if rest and segment[-1] not in _LAST[rest]:
         raise ValueError("base64url: stray bits or length")
     return a2b_base64(segment.translate(_STANDARD) + _PADDING[rest], strict_mode=True)
+
+
+def _object(data: bytes) -> dict[str, Any]:
+    """A JSON object, by orjson, which is strict about everything but a member that stands twice."""
+    found = orjson.loads(data)
+    if type(found) is not dict:
+        raise InvalidToken("malformed")
+    try:
+        _UNIQUE.decode(data.decode("utf-8"))
+    except RecursionError:
+        raise InvalidToken("malformed", "JSON nested too deep") from None
+    return found
+
+
+def _members_once(members: list[tuple[str, Any]]) -> None:
+    if len(dict(members)) != len(members):
+        raise InvalidToken("malformed", "a member stands twice in a JSON object")
+
+
+_UNIQUE: Final = json.JSONDecoder(object_pairs_hook=_members_once)  # 3 us a token, when it is first seen
 
 
 def _check_claims(claims: dict[str, Any], policy: TokenPolicy, now_s: float) -> None:

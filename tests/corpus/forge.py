@@ -1,4 +1,4 @@
-"""Makes the tokens of tokens.yaml, good and forged. `Forge().token(case)` gives the bytes to send.
+"""Makes the tokens of tokens.yaml, good and forged. `Forge(now).token(case)` gives the bytes to send.
 
 A case begins with the good token of BASE_HEADER and BASE_CLAIMS, signed by key `k1` with RS256, and names what is
 different:
@@ -7,18 +7,19 @@ different:
     drop_header, drop      members left out
     header_json, claims_json   the whole JSON text instead; {now+N} in it is the epoch second
     claims_hex             bytes put before ("before") or after ("after") the claims' text
-    encoding               of the claims' text, utf-8 unless named
+    encoding               of the claims' text, utf-8 unless named; header_encoding likewise
+    ring                   "wide": for a gateway that allows ES256 and EdDSA beside RS256
     nest                   arrays N deep, added to the claims
     fill                   a claim of N characters, added to the claims
-    sign                   {key: name, alg: name} or {none: true} or {hmac: name of a secret}
+    sign                   {key: name, alg: name} or {none: true} or {hmac: name of a secret}, with alg: HS384, HS512
     edits                  done to the finished token, in order; see _EDITS
     token                  the whole token instead
+    wrap                   a finished good token for the claims' text
     expect                 "ok" or the word of names.AUTH_REASONS that it is refused with
     scopes                 what it grants when it is good, separated by spaces
 """
 
 import base64
-import hashlib
 import hmac
 import json
 import re
@@ -36,6 +37,9 @@ BASE_CLAIMS = {"iss": ISSUER, "aud": AUDIENCE, "sub": "alice", "scope": "read wr
 CASES: list[dict[str, Any]] = yaml.safe_load((Path(__file__).parent / "tokens.yaml").read_text("utf-8"))
 _DIGITS = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 _HASHES = {"256": SHA256(), "384": SHA384(), "512": SHA512()}
+_P256_ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
+_P256_PRIME = 0xFFFFFFFF00000001000000000000000000000000FFFFFFFFFFFFFFFFFFFFFFFF
+_ED25519_ORDER = 2**252 + 27742317777372353535851937790883648493
 _NOW = re.compile(r"now([+-][0-9]+)?")
 
 
@@ -83,18 +87,23 @@ def sign(key: Any, algorithm: str, signed: bytes) -> bytes:
 
 
 class Forge:
-    """Keys k1, k2 (RS256), e1 (ES256), all in jwks(), and `rogue`, which is not. `now_s` is what "now" means."""
+    """Keys k1, k2 (RS256), e1 (ES256), d1 (EdDSA), all in jwks(), and `rogue`, which is not.
 
-    def __init__(self, now_s: int) -> None:
+    now_s: what "now" means. canary: the URL that stands for {canary} in headers, where nobody may ever call.
+    """
+
+    def __init__(self, now_s: int, canary: str = "http://127.0.0.1:1") -> None:
         self.now_s = now_s
+        self.canary = canary
         self.keys: dict[str, Any] = {
             name: rsa.generate_private_key(public_exponent=65537, key_size=2048) for name in ("k1", "k2", "rogue")
         }
         self.keys["e1"] = ec.generate_private_key(ec.SECP256R1())
+        self.keys["d1"] = ed25519.Ed25519PrivateKey.generate()
 
     def jwks(self) -> dict[str, Any]:
         """The JWK Set of the issuer."""
-        algorithms = {"k1": "RS256", "k2": "RS256", "e1": "ES256"}
+        algorithms = {"k1": "RS256", "k2": "RS256", "e1": "ES256", "d1": "EdDSA"}
         return {"keys": [public_jwk(self.keys[k], kid=k, use="sig", alg=alg) for k, alg in algorithms.items()]}
 
     def token(self, case: dict[str, Any]) -> bytes:
@@ -103,6 +112,8 @@ class Forge:
             return str(case["token"]).encode("utf-8")
         header = self._text(case.get("header_json"), BASE_HEADER, case.get("header"), case.get("drop_header"))
         claims = self._text(case.get("claims_json"), BASE_CLAIMS, case.get("claims"), case.get("drop"))
+        if "wrap" in case:
+            claims = self.token({}).decode()
         if "nest" in case:
             claims = claims[:-1] + ',"deep":' + "[" * case["nest"] + "]" * case["nest"] + "}"
         if "fill" in case:
@@ -110,7 +121,7 @@ class Forge:
         around = case.get("claims_hex", {})
         payload = claims.encode(case.get("encoding", "utf-8"))
         payload = bytes.fromhex(around.get("before", "")) + payload + bytes.fromhex(around.get("after", ""))
-        signed = b64(header.encode("utf-8")) + b"." + b64(payload)
+        signed = b64(header.encode(case.get("header_encoding", "utf-8"))) + b"." + b64(payload)
         token = signed + b"." + b64(self._signature(case.get("sign", {}), signed))
         for edit in case.get("edits", ()):
             name, *arguments = edit if isinstance(edit, list) else [edit]
@@ -128,6 +139,10 @@ class Forge:
     def _value(self, value: Any) -> Any:
         if isinstance(value, str) and _NOW.fullmatch(value):
             return self.now_s + int(value[3:] or 0)
+        if isinstance(value, str) and "{canary}" in value:
+            return value.replace("{canary}", self.canary)
+        if isinstance(value, dict) and list(value) == ["list"]:
+            return [value["list"][0]] * value["list"][1]
         if isinstance(value, dict) and list(value) == ["jwk_of"]:
             return public_jwk(self.keys[value["jwk_of"]])
         if isinstance(value, dict) and list(value) == ["times"]:
@@ -140,7 +155,8 @@ class Forge:
         if how.get("none"):
             return b""
         if "hmac" in how:
-            return hmac.new(self._secret(how["hmac"]), signed, hashlib.sha256).digest()
+            digest = "sha" + how.get("alg", "HS256")[2:]
+            return hmac.new(self._secret(how["hmac"]), signed, digest).digest()
         return sign(self.keys[how.get("key", "k1")], how.get("alg", "RS256"), signed)
 
     def _secret(self, name: str) -> bytes:
@@ -154,6 +170,14 @@ class Forge:
             "pkcs1 pem": lambda: public.public_bytes(ser.Encoding.PEM, ser.PublicFormat.PKCS1),
             "der": lambda: public.public_bytes(ser.Encoding.DER, spki),
             "jwk": lambda: json.dumps(public_jwk(self.keys["k1"], kid="k1", use="sig", alg="RS256")).encode(),
+            "pem with a word in front": lambda: b"key:\n" + public.public_bytes(ser.Encoding.PEM, spki),
+            "pem body": lambda: b"".join(public.public_bytes(ser.Encoding.PEM, spki).split(b"\n")[1:-2]),
+            "pkcs1 der": lambda: public.public_bytes(ser.Encoding.DER, ser.PublicFormat.PKCS1),
+            "thumbprint members": lambda: json.dumps(
+                dict(sorted(public_jwk(self.keys["k1"]).items())), separators=(",", ":")
+            ).encode(),
+            "jwks": lambda: json.dumps(self.jwks()).encode(),
+            "kid": lambda: b"k1",
             "modulus": lambda: public.public_numbers().n.to_bytes(256, "big"),
         }[name]()
 
@@ -202,6 +226,36 @@ def _stray_bit(segment: bytes) -> bytes:
     return segment[:-1] + _DIGITS[_DIGITS.index(segment[-1:]) ^ 1 :][:1]
 
 
+def _as_der(raw: bytes) -> bytes:
+    """The ECDSA signature as X.509 and OpenSSL spell it, not JOSE (RFC 7518 3.4)."""
+    r, s = int.from_bytes(raw[:32], "big"), int.from_bytes(raw[32:], "big")
+    return utils.encode_dss_signature(r, s)
+
+
+def _other_s(raw: bytes) -> bytes:
+    """ECDSA's twin of a signature: n - s for s."""
+    return raw[:32] + (_P256_ORDER - int.from_bytes(raw[32:], "big")).to_bytes(32, "big")
+
+
+def _larger_s(raw: bytes) -> bytes:
+    """Ed25519: the same s modulo the group's order, which RFC 8032 5.1.7 refuses."""
+    return raw[:32] + (int.from_bytes(raw[32:], "little") + _ED25519_ORDER).to_bytes(32, "little")
+
+
+def _signature(change: Callable[[bytes], bytes]) -> Callable[..., bytes]:
+    return _part(lambda text: b64(change(unb64(text))), 2)
+
+
+def _pair(r: int, s: int) -> Callable[..., bytes]:
+    return _signature(lambda raw: r.to_bytes(32, "big") + s.to_bytes(32, "big"))
+
+
+def _general_json(forge: Forge, token: bytes) -> bytes:
+    header, claims, signature = (part.decode() for part in _parts(token))
+    signatures = [{"protected": header, "signature": signature}]
+    return json.dumps({"payload": claims, "signatures": signatures}, separators=(";", ":")).encode()
+
+
 _EDITS: dict[str, Callable[..., bytes]] = {
     "claims": _other_claims,
     "header": _other_header,
@@ -225,6 +279,27 @@ _EDITS: dict[str, Callable[..., bytes]] = {
     "insert in signature": lambda forge, token, text: token[:-9] + text.encode("utf-8") + token[-9:],
     "append": lambda forge, token, text: token + text.encode("utf-8"),
     "prepend": lambda forge, token, text: text.encode("utf-8") + token,
+    "zero r": _pair(0, 1),
+    "zero s": _pair(1, 0),
+    "order": _pair(_P256_ORDER, _P256_ORDER),
+    "prime": _pair(_P256_PRIME, _P256_PRIME),
+    "der": _signature(_as_der),
+    "other s": _signature(_other_s),
+    "larger s": _signature(_larger_s),
+    "identity": _signature(lambda raw: b"\x01" + bytes(63)),  # Ed25519: the neutral point, and s = 0
+    "order 8": _signature(
+        lambda raw: bytes.fromhex("26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc05") + bytes(32)
+    ),
+    "ones": _signature(lambda raw: b"\xff" * len(raw)),
+    "one": _signature(lambda raw: bytes(len(raw) - 1) + b"\x01"),
+    "half": _signature(lambda raw: raw[: len(raw) // 2]),
+    "twice": _signature(lambda raw: raw + raw),
+    "backwards": _signature(lambda raw: raw[::-1]),
+    "claims twice": lambda forge, token: b".".join((*_parts(token)[:2], *_parts(token)[1:])),
+    "claims for header": lambda forge, token: b".".join((_parts(token)[1], *_parts(token)[1:])),
+    "detached": _part(lambda text: b"", 1),
+    "percent": lambda forge, token: token.replace(b".", b"%2e"),
+    "general JSON": _general_json,
     "json serialisation": lambda forge, token: json.dumps(
         dict(zip(("protected", "payload", "signature"), (part.decode() for part in _parts(token))))
     ).encode(),
