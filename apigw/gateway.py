@@ -8,20 +8,25 @@ from apigw.config.snapshot import CompiledRoute, Snapshot
 from apigw.core.refusals import Refusals
 from apigw.core.shedding import Shedding
 from apigw.core.trace import Randomness
+from apigw.core.window import Demand
+from apigw.exchange import Exchange
 from apigw.net.deadlines import Deadlines
 from apigw.pipeline import Stage, compose
 from apigw.ports import CounterStore, KeySource, WallClock
+from apigw.stages.address_limit import AddressLimit
 from apigw.stages.admission import Admission
 from apigw.stages.authentication import Authentication, token_policy
 from apigw.stages.body_limit import BodyLimit
 from apigw.stages.canonical_path import CanonicalPath
 from apigw.stages.cors import Cors
+from apigw.stages.failed_authentication import FailedAuthentication
 from apigw.stages.identity import RequestIdentity
 from apigw.stages.public_health import PublicHealth
-from apigw.stages.rate_limit import RateLimit, StandingRefusal, UnmatchedLimit
+from apigw.stages.rate_limit import RateLimit, StandingRefusal
 from apigw.stages.routing import Routing
 from apigw.stages.scopes import RequiredScopes
 from apigw.stages.self_answer import SelfAnswer
+from apigw.stages.shadow_limit import ShadowLimit
 from apigw.upstream.pool import Pool
 from apigw.upstream.proxy import Proxy
 
@@ -39,6 +44,7 @@ class Parts:
     on_decision: Callable[[str, str], None]
     shedding: Shedding
     on_shed: Callable[[str], None]
+    on_shadow: Callable[[Demand, Exchange], None] = lambda demand, ex: None
 
 
 @frozen
@@ -55,18 +61,25 @@ def stages(
     """From the client down. Stage 1 is edge/channel.py, 10 and 11 the leaf, 12 edge/request.py, 13 the ledger."""
     config = snapshot.config
     refusals = Refusals()
-    unmatched = UnmatchedLimit(counters, parts.wall, parts.on_decision)
+    shadow = ShadowLimit(counters, parts.on_decision, parts.on_shadow)
+    addresses = AddressLimit(counters, parts.wall, parts.on_decision, shadow.take)
     return [
         RequestIdentity(parts.randomness),  # 2   X-Request-ID, trace context
         CanonicalPath(),  # 3                     400
         PublicHealth(parts.ready),  #             /healthz for the balancer in front
-        Routing(snapshot.trie, unmatched.take),  # 4   404, 405
+        Routing(snapshot.trie, addresses.unmatched),  # 4   404, 405
         Cors(),  # 5                              preflight: 204
         Admission(parts.in_flight, config.gateway.max_in_flight, parts.shedding, parts.on_shed),  # 6   503 overloaded
         StandingRefusal(refusals, parts.wall, parts.on_decision),  #   429 again, for a moment
-        Authentication(keys, token_policy(config.jwt), parts.wall),  # 7   401, 403, 503
+        FailedAuthentication(  #                  wrong credentials: 401, and after some of them 429
+            Authentication(keys, token_policy(config.jwt), parts.wall),  # 7   401, 403, 503
+            addresses.take,
+            lambda presented: True,
+            parts.wall,
+            parts.on_decision,
+        ),
         RequiredScopes(),  #                      403 insufficient_scope
-        RateLimit(counters, local, parts.wall, parts.on_decision, refusals),  # 8   429, 503
+        RateLimit(counters, local, parts.wall, parts.on_decision, refusals, shadow.take),  # 8   429, 503
         BodyLimit(),  # 9                         413
         SelfAnswer(),  #                          backend_service: self
     ]

@@ -13,6 +13,7 @@ from apigw.core.tokens import Keyring
 from apigw.core.window import Counted, Demand
 
 WallClock = Callable[[], float]  # epoch seconds; rate windows and token expiry follow it, deadlines never do
+DecisionCounter = Callable[[str, str], None]  # (tier, decision): rate_limit_decisions_total
 
 
 class CounterStore(Protocol):

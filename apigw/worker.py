@@ -29,6 +29,7 @@ from apigw.adapters.metrics import Metrics, watch_access_log
 from apigw.adapters.redis_connect import connect_to
 from apigw.adapters.redis_counters import RedisCounters
 from apigw.adapters.redis_link import RedisAddress
+from apigw.adapters.shadow_log import ShadowLog
 from apigw.config import files
 from apigw.config.model import Config
 from apigw.config.redact import redacted
@@ -94,6 +95,7 @@ class Worker(MultiService):
             in_flight=lambda: self.site.in_flight,
             ready=lambda: self.readiness().ok,
             on_decision=self.metrics.rate_limit_decided,
+            on_shadow=ShadowLog(reactor).refused,
             shedding=self.shedding,
             on_shed=self.metrics.shed,
         )

@@ -50,6 +50,8 @@ TIER = Record(
         Field("limit", Whole(1, 10**12), required=True),
         Field("window_seconds", Whole(1, 31 * _DAY_S, "seconds"), "window_s", required=True),
         Field("per", Choice(("user_id", "api_key", "client_ip", "fingerprint", "global")), required=True),
+        Field("mode", Choice(("enforce", "shadow"))),
+        Field("fingerprint_network", Boolean()),
     ),
     noun="tier",
     identity="tier",

@@ -99,22 +99,31 @@ class RedisSection:
 
 @frozen
 class Tier:
-    """The design's RateLimitPolicy. `per`: user_id, api_key, client_ip, fingerprint, global."""
+    """The design's RateLimitPolicy. `per`: user_id, api_key, client_ip, fingerprint, global.
+
+    mode: enforce, or shadow: it counts and refuses nobody. fingerprint_network: the client's network is part of it.
+    """
 
     tier: str
     limit: int
     window_s: int
     per: str
+    mode: str = "enforce"
+    fingerprint_network: bool = False
 
 
 @frozen
 class RateLimits:
-    """`unmatched_tier` counts requests that match no route; defaults to the tier `unauthenticated` where defined."""
+    """`unmatched_tier` counts requests that match no route; defaults to the tier `unauthenticated` where defined.
+
+    `failed_auth_tier` counts wrong credentials; defaults to the unmatched tier.
+    """
 
     store: str = "memory"  # memory | redis
     tiers: tuple[Tier, ...] = ()
     global_tier: str | None = None
     unmatched_tier: str | None = None
+    failed_auth_tier: str | None = None
 
 
 @frozen

@@ -168,6 +168,7 @@ RATE_LIMITS = Record(
         Field("tiers", TIERS),
         Field("global_tier", Name()),
         Field("unmatched_tier", Name()),
+        Field("failed_auth_tier", Name()),
     ),
     lenient=True,
 )

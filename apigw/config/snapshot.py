@@ -89,3 +89,5 @@ class Snapshot:
             self.trie.add(route.pattern, compiled)
         self.global_tier = self.tiers.get(config.rate_limits.global_tier or "")
         self.unmatched_tier = self.tiers.get(config.rate_limits.unmatched_tier or "")
+        failed_auth = config.rate_limits.failed_auth_tier or config.rate_limits.unmatched_tier
+        self.failed_auth_tier = self.tiers.get(failed_auth or "")

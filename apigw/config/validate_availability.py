@@ -50,16 +50,6 @@ def _api_keys(draft: Draft) -> Iterator[Use]:
     return ((route, "auth_type") for route in draft.config.routes if route.auth_type == "api_key")
 
 
-def _fingerprint(draft: Draft) -> Iterator[Use]:
-    tiers = {tier.tier for tier in draft.config.rate_limits.tiers if tier.per == "fingerprint"}
-    limits = draft.config.rate_limits
-    if limits.global_tier in tiers:
-        yield limits, "global_tier"
-    if limits.unmatched_tier in tiers:
-        yield limits, "unmatched_tier"
-    yield from ((route, "rate_limit_tier") for route in draft.config.routes if route.rate_limit_tier in tiers)
-
-
 ROWS = (
     Unavailable("workers other than 1", _workers, "leave it out or write 1"),
     Unavailable("a config.source other than files", _source),
@@ -68,7 +58,6 @@ ROWS = (
     Unavailable("websocket routes", _websocket),
     Unavailable("a Redis URL other than redis://", _redis_scheme),
     Unavailable("auth_type api_key", _api_keys, "use jwt"),
-    Unavailable("a tier per fingerprint", _fingerprint, "use client_ip"),
 )
 
 

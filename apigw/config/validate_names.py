@@ -47,8 +47,8 @@ def check_references(draft: Draft, now_s: float) -> None:
     tiers = {tier.tier for tier in limits.tiers if tier.tier}
     backends = {backend.name for backend in config.backends if backend.name} | {SELF}
     routes = {route.route_id for route in config.routes if route.route_id}
-    for key, name in (("global_tier", limits.global_tier), ("unmatched_tier", limits.unmatched_tier)):
-        _known(draft, limits, key, "rate_limits.", name, tiers, "tier")
+    for key in ("global_tier", "unmatched_tier", "failed_auth_tier"):
+        _known(draft, limits, key, "rate_limits.", getattr(limits, key), tiers, "tier")
     for name in config.config.protected_routes:
         _known(draft, config.config, "protected_routes", "config.", name, routes, "route")
     for route in config.routes:

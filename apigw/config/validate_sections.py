@@ -106,11 +106,15 @@ def _check_rate_limits(draft: Draft) -> None:
         message = "rate_limits.store redis needs the section redis, which is missing; or use store: memory"
         draft.refuse(limits, "store", message)
     for tier in limits.tiers:
-        if tier.tier == limits.unmatched_tier and draft.sound(tier, "per") and tier.per not in ("client_ip", "global"):
-            message = (
-                f"rate_limits.unmatched_tier {shown(tier.tier)} counts per {tier.per}, which unmatched paths have not"
-            )
-            draft.refuse(limits, "unmatched_tier", f"{message}; use a tier per client_ip")
+        if not draft.sound(tier, "per"):
+            continue
+        for key, who in (("unmatched_tier", "unmatched paths have"), ("failed_auth_tier", "a wrong credential has")):
+            if tier.tier == getattr(limits, key) and tier.per not in ("client_ip", "global"):
+                message = f"rate_limits.{key} {shown(tier.tier)} counts per {tier.per}, which {who} not"
+                draft.refuse(limits, key, f"{message}; use a tier per client_ip")
+        if tier.fingerprint_network and tier.per != "fingerprint":
+            message = f"tier {shown(tier.tier)}: fingerprint_network is for tiers per fingerprint, this one counts"
+            draft.refuse(tier, "fingerprint_network", f"{message} per {tier.per}")
 
 
 def _check_limits(draft: Draft) -> None:

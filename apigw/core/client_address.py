@@ -63,6 +63,14 @@ def counting_address(ip: str) -> str:
     return _network_64(ip) if ":" in ip else ip or "unknown"
 
 
+def network_of(ip: str) -> str:
+    """A client's IPv4 /24 or IPv6 /48: `203.0.113.7` -> `203.0.113`, `2001:db8:1:2::3` -> `2001-db8-1`."""
+    if ":" not in ip:
+        return ip.rpartition(".")[0] or "unknown"
+    address = _network_64(ip)
+    return address.rpartition("-" if "-" in address else ".")[0] or "unknown"
+
+
 @lru_cache(maxsize=4096)
 def _network_64(ip: str) -> str:
     address = _parse(ip.partition("%")[0])

@@ -9,6 +9,8 @@ Note [Standing refusals]
   which is below the shortest Retry-After.
 """
 
+from typing import NamedTuple
+
 from apigw.exchange import Principal, RateVerdict
 
 MAX_STANDING = 1024  # each holds a credential of at most 8 KiB
@@ -64,3 +66,47 @@ class Refusals:
             del self._standing[key]
             return None
         return standing
+
+
+# Note [Exhausted addresses]
+#   Whoever guesses credentials from an address whose limit is exhausted needs no new answer either: counts only shrink
+#   with time, and `wait_s` is the least whole number of seconds after which a request passes, so before the last of
+#   them nothing does. It is at most _LONGEST_EXHAUSTED_S, so that an operator who clears a counter sees it work.
+_LONGEST_EXHAUSTED_S = 10.0
+
+
+class Exhausted(NamedTuple):
+    """An address whose wrong credentials are not looked at: until when, and when to come again (epoch seconds)."""
+
+    until_s: float
+    retry_at_s: float
+    tier: str
+    verdict: RateVerdict
+
+
+class ExhaustedAddresses:
+    """Addresses, as counting_address() spells them, that have used up their wrong credentials. Bounded."""
+
+    def __init__(self) -> None:
+        self._exhausted: dict[str, Exhausted] = {}
+
+    @property
+    def any(self) -> bool:
+        """False when nobody guessed lately."""
+        return bool(self._exhausted)
+
+    def remember(self, address: str, now_s: float, wait_s: int, window_s: int, tier: str, verdict: RateVerdict) -> None:
+        """A wrong credential was refused with 429 at `now_s`, to come again in `wait_s`."""
+        if len(self._exhausted) >= MAX_STANDING:
+            del self._exhausted[next(iter(self._exhausted))]
+        stands_s = max(min(_LONGEST_S, window_s * _SHARE_OF_WINDOW), min(wait_s - 1, _LONGEST_EXHAUSTED_S))
+        self._exhausted[address] = Exhausted(now_s + stands_s, now_s + wait_s, tier, verdict)
+
+    def of(self, address: str, now_s: float) -> Exhausted | None:
+        found = self._exhausted.get(address)
+        if found is None:
+            return None
+        if not 0.0 < found.until_s - now_s <= _LONGEST_EXHAUSTED_S:  # over, or the clock was set back
+            del self._exhausted[address]
+            return None
+        return found

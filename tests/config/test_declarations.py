@@ -9,7 +9,7 @@ from apigw.config.model import Config
 
 
 def test_the_designs_records_are_complete() -> None:
-    assert set(TIER.keys()) == {"tier", "limit", "window_seconds", "per"}
+    assert set(TIER.keys()) == {"tier", "limit", "window_seconds", "per"} | {"mode", "fingerprint_network"}
     assert {"name", "instances", "health_check_path", "health_check_interval_ms"} <= set(BACKEND.keys())
     assert set(ROUTE.keys()) >= set(
         "route_id pattern methods backend_service strip_prefix auth_required auth_type required_scopes rate_limit_tier "

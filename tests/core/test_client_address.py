@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from apigw.core.client_address import TrustedProxies, counting_address
+from apigw.core.client_address import TrustedProxies, counting_address, network_of
 
 TRUSTED = TrustedProxies([ip_network("10.0.0.0/8"), ip_network("fd00::/8")])
 
@@ -100,3 +100,19 @@ def test_what_the_client_wrote_itself_changes_nothing(written, seen) -> None:  #
 def test_an_ipv6_client_counts_by_its_64(ip: str, counts_as: str) -> None:
     """One host owns a whole /64; else it had 2^64 limits."""
     assert counting_address(ip) == counts_as
+
+
+@pytest.mark.parametrize(
+    ("ip", "network"),
+    [
+        ("203.0.113.42", "203.0.113"),
+        ("203.0.114.42", "203.0.114"),
+        ("2001:db8:1:2::7", "2001-db8-1"),
+        ("::ffff:1.2.3.4", "1.2.3"),
+        ("a:b", "unknown"),
+        ("", "unknown"),
+    ],
+)
+def test_a_network_is_a_24_or_a_48(ip: str, network: str) -> None:
+    """What one owner of addresses can easily rotate within."""
+    assert network_of(ip) == network

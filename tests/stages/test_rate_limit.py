@@ -11,7 +11,7 @@ from apigw.core.refusals import Refusals
 from apigw.core.window import Counted, Demand
 from apigw.errors import CounterStoreDown, GatewayError
 from apigw.exchange import ANONYMOUS, ClientRequest, Exchange, Principal
-from apigw.stages.rate_limit import RateLimit, StandingRefusal, UnmatchedLimit, fingerprint
+from apigw.stages.rate_limit import RateLimit, StandingRefusal
 
 NOW_S = 1_707_264_012.5
 KEY_HASH = "ab" * 32
@@ -26,10 +26,9 @@ ALICE = Principal(user_id="alice")
 class Snapshot:
     """The part of a snapshot that the stage reads."""
 
-    def __init__(self, *, global_tier: Tier | None = None, unmatched_tier: Tier | None = None) -> None:
+    def __init__(self, *, global_tier: Tier | None = None) -> None:
         self.tiers = {tier.tier: tier for tier in (STANDARD, PARTNER, LOGIN, BOTS, SAFETY)}
         self.global_tier = global_tier
-        self.unmatched_tier = unmatched_tier
 
 
 class Route:
@@ -85,12 +84,15 @@ class World:
         self.decisions: list[tuple[str, str]] = []
         self.now_s = NOW_S
         refusals = Refusals()
-        self.stage = RateLimit(self.store, MemoryCounters(), lambda: NOW_S, self.decide, refusals)
+        self.shadowed: list[str] = []
+        self.stage = RateLimit(self.store, MemoryCounters(), lambda: NOW_S, self.decide, refusals, self.shadow)
         self.standing = StandingRefusal(refusals, lambda: self.now_s, self.decide)
-        self.unmatched = UnmatchedLimit(self.store, lambda: NOW_S, self.decide)
 
     def decide(self, tier: str, decision: str) -> None:
         self.decisions.append((tier, decision))
+
+    def shadow(self, ex: Exchange, demands: list[Demand], now_s: float) -> None:
+        self.shadowed += [demand.key for demand in demands]
 
     def enter(self, ex: Exchange) -> Any:
         """The part, or the GatewayError."""
@@ -116,12 +118,11 @@ def exchange(
     ip: str = "203.0.113.42",
     fail_mode: str = "open",
     global_tier: Tier | None = None,
-    unmatched_tier: Tier | None = None,
     agent: bytes = b"curl",
 ) -> Exchange:
     headers = [(b"Host", b"host", b"x"), (b"User-Agent", b"user-agent", agent)]
     request = ClientRequest("GET", b"/", headers, {b"host": b"x", b"user-agent": agent}, peer_ip=ip)
-    snapshot: Any = Snapshot(global_tier=global_tier, unmatched_tier=unmatched_tier)
+    snapshot: Any = Snapshot(global_tier=global_tier)
     ex = Exchange(snapshot, request, 0.0, NOW_S)
     route: Any = Route(tier, fail_mode)
     ex.route, ex.principal = route, principal
@@ -253,6 +254,42 @@ def test_fail_mode_local_counts_in_this_worker(later: bool) -> None:
     assert world.decisions == [("login", "fail_local"), ("login", "fail_local"), ("login", "rejected")]
 
 
+@pytest.mark.parametrize("store", [Recording, Later])
+def test_a_tier_in_shadow_mode_is_not_asked_with_the_others(store: Any) -> None:
+    """It stands for itself: no header speaks of it, and it cannot refuse."""
+    world = World(store())
+    shadow = Tier("standard", 1, 60, "user_id", mode="shadow")
+    verdict = world.enter(exchange(shadow, global_tier=SAFETY))
+    assert world.store.keys == ["rate:{global_safety:global:all}"] and verdict.limit == 100
+    assert world.shadowed == ["rate:{standard:user:alice}"]
+    assert world.decisions == [("global_safety", "allowed")]
+
+
+def test_where_all_tiers_are_shadows_there_is_no_verdict() -> None:
+    """No header, no decision, and the store is asked by the shadow alone."""
+    world = World()
+    shadows = Tier("standard", 1, 60, "user_id", mode="shadow"), Tier("all", 1, 60, "global", mode="shadow")
+    assert world.enter(exchange(shadows[0], global_tier=shadows[1])) is None
+    assert world.shadowed == ["rate:{standard:user:alice}", "rate:{all:global:all}"]
+    assert world.store.asked == [] and world.decisions == []
+
+
+def test_what_an_enforced_tier_refuses_is_not_counted_on_a_shadow() -> None:
+    """As if the shadow were enforced: a refused request is counted on none."""
+    world = World()
+    shadow = Tier("all", 100, 60, "global", mode="shadow")
+    for _ in range(8):
+        world.enter(exchange(global_tier=shadow))
+    assert len(world.shadowed) == 5
+
+
+@pytest.mark.parametrize("mode", ["open", "local"])
+def test_a_shadow_judges_nothing_while_the_store_is_down(mode: str) -> None:
+    world = World(Down(later=True))
+    world.enter(exchange(fail_mode=mode, global_tier=Tier("all", 1, 60, "global", mode="shadow")))
+    assert world.shadowed == []
+
+
 def test_other_failures_are_not_taken_for_a_store_that_is_down() -> None:
     """A defect is a 500 and a traceback, not an open limiter."""
 
@@ -265,38 +302,6 @@ def test_other_failures_are_not_taken_for_a_store_that_is_down() -> None:
     world = World(Broken())
     assert isinstance(world.enter(exchange()), ZeroDivisionError)
     assert world.decisions == []
-
-
-@pytest.mark.parametrize("store", [Recording, Later])
-def test_unmatched_paths_count_against_the_address(store: Any) -> None:
-    """A scanner gets its 404s up to the tier's limit, then 429; whoever it claims to be."""
-    world = World(store())
-    unmatched = [exchange(None, unmatched_tier=LOGIN) for _ in range(3)]
-    answers = [settled(lambda ex=ex: world.unmatched.take(ex)) for ex in unmatched]
-    assert answers[:2] == [None, None]
-    assert (answers[2].status, answers[2].code) == (429, "rate_limit_exceeded")
-    assert unmatched[2].rate_limited
-    assert [ex.verdict.remaining for ex in unmatched if ex.verdict] == [1, 0, 0]
-    assert world.store.keys == ["rate:{login:ip:203.0.113.42}"]
-
-
-@pytest.mark.parametrize("later", [False, True])
-def test_unmatched_paths_fail_open(later: bool) -> None:
-    """And are counted as such; without a tier for them nothing is asked."""
-    world = World(Down(later))
-    assert settled(lambda: world.unmatched.take(exchange(None, unmatched_tier=LOGIN))) is None
-    assert world.decisions == [("login", "fail_open")]
-    assert settled(lambda: world.unmatched.take(exchange(None))) is None
-    assert len(world.decisions) == 1
-
-
-def test_a_fingerprint_is_the_program_not_its_address() -> None:
-    """Bots that change their address share it; another agent or another order of headers is another one."""
-    one, moved = exchange(ip="1.1.1.1").request, exchange(ip="2.2.2.2").request
-    other = exchange(agent=b"firefox").request
-    assert fingerprint(one) == fingerprint(moved) != fingerprint(other)
-    moved.headers.reverse()
-    assert fingerprint(one) != fingerprint(moved)
 
 
 def refused(world: World, **about: Any) -> Exchange:

@@ -1,0 +1,81 @@
+"""Requests that got no further than the door count against the client's address: unmatched paths, wrong credentials.
+
+It fails open always: what it guards are the answers 404 and 401, which let nobody in.
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from apigw.core.tier_counters import TierCounters
+from apigw.core.verdicts import ALLOWED, FAIL_OPEN, REJECTED, Refusal, exceeded, nearest, refusal
+from apigw.core.window import Counted, Demand
+from apigw.errors import CounterStoreDown
+from apigw.exchange import Exchange
+from apigw.ports import CounterStore, DecisionCounter, WallClock
+
+if TYPE_CHECKING:
+    from apigw.config.model import Tier
+
+
+class AddressLimit:
+    """Counts a request on a tier's counter of its client's address. Sets ex.verdict."""
+
+    def __init__(
+        self,
+        store: CounterStore,
+        wall: WallClock,
+        on_decision: DecisionCounter,
+        shadow: Callable[[Exchange, list[Demand], float], None],
+    ) -> None:
+        self._store = store
+        self._wall = wall
+        self._on_decision = on_decision
+        self._shadow = shadow
+        self._counters = TierCounters()
+
+    def unmatched(self, ex: Exchange) -> Any:
+        """None at once, or a Deferred of None. Raises (or fails with) GatewayError 429."""
+        tier = ex.snapshot.unmatched_tier
+        if tier is None:
+            return None
+        refused = self.take(ex, tier)
+        if refused is None or isinstance(refused, Refusal):
+            return _raised(refused)
+        return refused.addCallback(_raised)
+
+    def take(self, ex: Exchange, tier: "Tier") -> Any:
+        """None when the address has requests left or the store is down, else a Refusal; or a Deferred of either."""
+        counters = self._counters.of(tier)
+        demands = [counters.of_address(ex.client_ip)]
+        now_s = self._wall()
+        if counters.shadow:
+            self._shadow(ex, demands, now_s)
+            return None
+        try:
+            counted = self._store.take(demands, now_s)
+        except CounterStoreDown:
+            return self._on_decision(tier.tier, FAIL_OPEN)
+        if isinstance(counted, Counted):
+            return self._judged(counted, ex, demands, now_s)
+        asked = (ex, demands, now_s)
+        return counted.addCallbacks(self._judged, self._failed, callbackArgs=asked, errbackArgs=(tier.tier,))
+
+    def _judged(self, counted: Counted, ex: Exchange, demands: list[Demand], now_s: float) -> Refusal | None:
+        if counted.allowed:
+            self._on_decision(demands[0].tier, ALLOWED)
+            ex.verdict = nearest(counted, demands, now_s)
+            return None
+        refused = refusal(counted, demands, now_s)
+        self._on_decision(demands[0].tier, REJECTED)
+        ex.rate_limited = True
+        ex.verdict = refused.verdict
+        return refused
+
+    def _failed(self, failure: Any, tier: str) -> None:
+        failure.trap(CounterStoreDown)
+        self._on_decision(tier, FAIL_OPEN)
+
+
+def _raised(refused: Refusal | None) -> None:
+    if refused is not None:
+        raise exceeded(refused.wait_s)

@@ -1,0 +1,122 @@
+"""Around stage 7: wrong credentials count against the client's address, so guessing is slow.
+
+    authentication says            the address    answer
+    the principal                  any            goes on: nothing is counted, nobody is asked
+    no credential                  any            401; there is nothing to guess by asking without
+    expired, not yet valid         any            401, and not counted: the issuer's signature is good
+    wrong                          has requests   401, counted on the failed_auth_tier
+    wrong                          exhausted      429 with Retry-After instead of 401
+    (not asked)                    exhausted      429 for an API key that this worker does not know as good
+
+Note [Guessing]
+  Good callers behind the address of one who guesses are not refused: what is verified here is verified first, and the
+  counter is asked only after a failure. The exception is an API key, whose check takes bcrypt 0.3 s: while an address
+  stands exhausted, a key that this worker has not seen good lately is not checked. A token's check takes 0.03 ms.
+  A client whose token has expired must learn to fetch a new one, from its 401, also behind a busy address.
+  When the counters are down, the answer is the 401: nobody gets in by it.
+"""
+
+from collections.abc import Callable
+from math import ceil
+from typing import Any, Final, Protocol
+
+from apigw.core.client_address import counting_address
+from apigw.core.refusals import ExhaustedAddresses
+from apigw.core.verdicts import REJECTED, Refusal, exceeded
+from apigw.errors import GatewayError, Unauthorized
+from apigw.exchange import Exchange, Principal
+from apigw.ports import DecisionCounter, WallClock
+
+_NO_GUESS: Final = frozenset({"missing_credentials", "expired", "not_yet_valid"})
+
+
+class Authenticating(Protocol):
+    """stages/authentication.py: the principal or a Deferred of it; raises (or fails with) GatewayError."""
+
+    needs: frozenset[str]
+    gives: str | None
+
+    def enter(self, ex: Exchange) -> Any: ...
+
+
+class FailedAuthentication:
+    """`authentication`, and what its failures cost.
+
+    count: AddressLimit.take. known_key: whether an API key, as it came, is remembered as good here.
+    """
+
+    name = "authentication"
+
+    def __init__(
+        self,
+        authentication: Authenticating,
+        count: Callable[[Exchange, Any], Any],
+        known_key: Callable[[bytes], bool],
+        wall: WallClock,
+        on_decision: DecisionCounter,
+    ) -> None:
+        self.needs = authentication.needs
+        self.gives = authentication.gives
+        self._authenticate = authentication.enter
+        self._count = count
+        self._known_key = known_key
+        self._wall = wall
+        self._on_decision = on_decision
+        self._exhausted = ExhaustedAddresses()
+
+    def enter(self, ex: Exchange) -> Any:
+        """The principal or a Deferred of it. Raises (or fails with) what authentication does, or 429."""
+        if self._exhausted.any and self._is_unknown_key(ex):
+            self._say_again(ex, "not checked")
+        try:
+            principal = self._authenticate(ex)
+        except Unauthorized as wrong:
+            return self._wrong(wrong, ex)
+        if isinstance(principal, Principal):
+            return principal
+        return principal.addErrback(self._failed, ex)
+
+    def _is_unknown_key(self, ex: Exchange) -> bool:
+        route = ex.route
+        if route is None or not route.auth_required or route.auth_type != "api_key":
+            return False
+        presented = ex.request.fields.get(b"x-api-key")
+        return presented is not None and not self._known_key(presented)
+
+    def _failed(self, failure: Any, ex: Exchange) -> Any:
+        failure.trap(Unauthorized)
+        return self._wrong(failure.value, ex)
+
+    def _wrong(self, wrong: Unauthorized, ex: Exchange) -> Any:
+        """Raises `wrong` or a 429; or a Deferred that fails so."""
+        tier = ex.snapshot.failed_auth_tier
+        if tier is None or wrong.reason in _NO_GUESS:
+            raise wrong
+        if self._exhausted.any:
+            self._say_again(ex, wrong.reason)
+        refused = self._count(ex, tier)
+        if refused is None or isinstance(refused, Refusal):
+            return self._counted(refused, wrong, ex)
+        return refused.addCallback(self._counted, wrong, ex)
+
+    def _counted(self, refused: Refusal | None, wrong: Unauthorized, ex: Exchange) -> None:
+        if refused is None:
+            raise wrong
+        by, verdict, wait_s = refused
+        address = counting_address(ex.client_ip)
+        self._exhausted.remember(address, self._wall(), wait_s, by.window_s, by.tier, verdict)
+        raise _too_many(wait_s, wrong.reason)
+
+    def _say_again(self, ex: Exchange, reason: str) -> None:
+        """Raises the 429 that stands for this address, if one does."""
+        now_s = self._wall()
+        standing = self._exhausted.of(counting_address(ex.client_ip), now_s)
+        if standing is not None:
+            self._on_decision(standing.tier, REJECTED)
+            ex.rate_limited = True
+            ex.verdict = standing.verdict
+            raise _too_many(max(1, ceil(standing.retry_at_s - now_s)), reason)
+
+
+def _too_many(wait_s: int, reason: str) -> GatewayError:
+    return exceeded(wait_s, f"too many wrong credentials from this address; this one: {reason}")

@@ -1,0 +1,129 @@
+"""What counts against the client's address, whoever it claims to be."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from twisted.internet.defer import Deferred
+
+from apigw.adapters.memory_counters import MemoryCounters
+from apigw.config.model import Tier
+from apigw.core.verdicts import Refusal
+from apigw.core.window import Counted, Demand
+from apigw.errors import CounterStoreDown, GatewayError
+from apigw.exchange import ClientRequest, Exchange
+from apigw.stages.address_limit import AddressLimit
+
+NOW_S = 1_707_264_012.5
+DOOR = Tier("door", 2, 60, "client_ip")
+WATCHED = Tier("door", 2, 60, "client_ip", mode="shadow")
+
+
+class Later(MemoryCounters):
+    """A store that answers with a Deferred."""
+
+    def take(self, demands: Any, now_s: float) -> Any:
+        answer: Deferred[Counted] = Deferred()
+        answer.callback(super().take(demands, now_s))
+        return answer
+
+
+class Down:
+    """A store that cannot answer, at once or later."""
+
+    def __init__(self, later: bool) -> None:
+        self.later = later
+
+    def take(self, demands: Any, now_s: float) -> Any:
+        failed: Deferred[Counted] = Deferred()
+        if not self.later:
+            raise CounterStoreDown("no answer within 5 ms")
+        failed.errback(CounterStoreDown("no answer within 5 ms"))
+        return failed
+
+
+class World:
+    def __init__(self, store: Any) -> None:
+        self.decisions: list[tuple[str, str]] = []
+        self.shadowed: list[str] = []
+        self.limit = AddressLimit(store, lambda: NOW_S, self.decide, self.shadow)
+
+    def decide(self, tier: str, decision: str) -> None:
+        self.decisions.append((tier, decision))
+
+    def shadow(self, ex: Exchange, demands: list[Demand], now_s: float) -> None:
+        self.shadowed += [demand.key for demand in demands]
+
+    def unmatched(self, ex: Exchange) -> Any:
+        return settled(lambda: self.limit.unmatched(ex))
+
+
+def settled(call: Any) -> Any:
+    """The answer, or the GatewayError."""
+    try:
+        part = call()
+    except GatewayError as error:
+        return error
+    if isinstance(part, Deferred):
+        results: list[Any] = []
+        part.addCallbacks(results.append, lambda failure: results.append(failure.value))
+        return results[0]
+    return part
+
+
+def exchange(tier: Tier | None = DOOR, ip: str = "203.0.113.42") -> Exchange:
+    snapshot: Any = SimpleNamespace(unmatched_tier=tier)
+    return Exchange(snapshot, ClientRequest("GET", b"/", [], {}, peer_ip=ip), 0.0, NOW_S)
+
+
+STORES = [MemoryCounters, Later]
+
+
+@pytest.mark.parametrize("store", STORES)
+def test_unmatched_paths_count_against_the_address(store: Any) -> None:
+    """A scanner gets its 404s up to the tier's limit, then 429, with headers on all of them."""
+    world = World(store())
+    asked = [exchange() for _ in range(3)]
+    answers = [world.unmatched(ex) for ex in asked]
+    assert answers[:2] == [None, None]
+    assert (answers[2].status, answers[2].code, answers[2].retry_after_s) == (429, "rate_limit_exceeded", 48)
+    assert [ex.rate_limited for ex in asked] == [False, False, True]
+    assert [ex.verdict.remaining for ex in asked if ex.verdict] == [1, 0, 0]
+    assert world.unmatched(exchange(ip="203.0.113.43")) is None, "another address"
+    assert world.decisions == [("door", "allowed")] * 2 + [("door", "rejected"), ("door", "allowed")]
+
+
+@pytest.mark.parametrize("store", STORES)
+def test_an_ipv6_client_is_its_64(store: Any) -> None:
+    world = World(store())
+    answers = [world.unmatched(exchange(ip=f"2001:db8::{n}")) for n in range(1, 4)]
+    assert answers[:2] == [None, None] and answers[2].status == 429
+
+
+@pytest.mark.parametrize("store", STORES)
+def test_others_who_count_get_the_refusal_itself(store: Any) -> None:
+    """By whom, what the headers say, how long to wait; whoever asked decides what to answer."""
+    limit = World(store()).limit
+    answers = [settled(lambda: limit.take(exchange(), DOOR)) for _ in range(3)]
+    assert answers[:2] == [None, None]
+    assert isinstance(answers[2], Refusal)
+    assert (answers[2].by.key, answers[2].wait_s) == ("rate:{door:ip:203.0.113.42}", 48)
+
+
+@pytest.mark.parametrize("later", [False, True])
+def test_it_fails_open(later: bool) -> None:
+    """And counts it as such; without a tier nothing is asked."""
+    world = World(Down(later))
+    assert world.unmatched(exchange()) is None
+    assert world.decisions == [("door", "fail_open")]
+    assert world.unmatched(exchange(None)) is None
+    assert len(world.decisions) == 1
+
+
+def test_a_tier_in_shadow_mode_refuses_nobody() -> None:
+    """Nor do headers speak of it."""
+    world = World(MemoryCounters())
+    asked = [exchange(WATCHED) for _ in range(4)]
+    assert [world.unmatched(ex) for ex in asked] == [None] * 4
+    assert world.shadowed == ["rate:{door:ip:203.0.113.42}"] * 4
+    assert [ex.verdict for ex in asked] == [None] * 4 and world.decisions == []
