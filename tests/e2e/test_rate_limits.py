@@ -284,3 +284,129 @@ def test_the_memory_store_limits_by_itself(launch: Launch) -> None:
 
     gateway.until(comes_back, 3)
     assert 429 in _statuses(gateway, "/pub/x", 31)
+
+
+def guarded(port: int) -> Callable[[Gateway], None]:
+    """A gateway with tiers in shadow mode, per fingerprint, and for wrong credentials."""
+
+    def change(gateway: Gateway) -> None:
+        on_redis(port)(gateway)
+        limits = gateway.settings["rate_limits"]
+        limits["tiers"] += [
+            {**tier("watched", 3, "user_id"), "mode": "shadow"},
+            {**tier("all_watched", 12, "global"), "mode": "shadow"},
+            tier("bots", 4, "fingerprint"),
+            {**tier("near_bots", 4, "fingerprint"), "fingerprint_network": True},
+            tier("door", 4, "client_ip"),
+        ]
+        limits["global_tier"] = "all_watched"
+        limits["failed_auth_tier"] = "door"
+        gateway.settings["routes"] += [
+            protected("watched", "/watched/*", rate_limit_tier="watched"),
+            route("bots", "/bots/*", rate_limit_tier="bots"),
+            route("near", "/near/*", rate_limit_tier="near_bots"),
+        ]
+
+    return change
+
+
+def _from(ip: str) -> tuple[str, str]:
+    return "X-Forwarded-For", ip
+
+
+def _counted(redis: RedisServer, counter: str) -> int:
+    """What Redis has of a counter in all windows."""
+    keys = [key for key in redis.command("KEYS", "rate:*") if key.startswith(b"rate:{" + counter.encode() + b"}")]
+    return sum(int(redis.command("GET", key)) for key in keys)
+
+
+def test_a_tier_in_shadow_mode_refuses_nobody_and_says_what_it_would_have(launch: Launch, redis: RedisServer) -> None:
+    """No header of it; counted as if enforced; told in the daemon's log with the user and nothing secret."""
+    gateway = launch(guarded(redis.port))
+    gateway.until(lambda: gateway.metric("redis_up") == 1)
+    with gateway.client() as client:
+        replies = [client.request("GET", "/watched/x", [bearer("ann")]) for _ in range(8)]
+    assert [reply.status for reply in replies] == [200] * 8
+    assert [reply.get("X-RateLimit-Limit") for reply in replies] == [None] * 8
+    about = {"tier": "watched"}
+    gateway.until(lambda: gateway.metric("rate_limit_decisions_total", decision="shadow_rejected", **about) == 5)
+    assert gateway.metric("rate_limit_decisions_total", decision="shadow_allowed", **about) == 3
+    assert gateway.metric("rate_limit_decisions_total", **about) == 8
+    assert _counted(redis, "watched:user:ann") == 3, "what would be refused is not counted"
+    assert _counted(redis, "all_watched:global:all") == 8
+    entry = gateway.entry(replies[-1].get("X-Request-ID"))
+    assert (entry["rate_limited"], entry["rate_limit_remaining"], entry["error_type"]) == (False, None, None)
+    output = gateway.output.read_text()
+    assert "tier watched (shadow) would refuse: rate:{watched:user:ann} on route watched" in output
+    assert output.count("(shadow) would refuse") < 5
+
+
+def test_an_exhausted_shadow_leaves_the_enforced_tier_as_it_is(launch: Launch, redis: RedisServer) -> None:
+    """The global shadow would refuse everybody; the user's own limit still counts, refuses, and is in the headers."""
+    gateway = launch(guarded(redis.port))
+    gateway.until(lambda: gateway.metric("redis_up") == 1)
+    assert _statuses(gateway, "/many/x", 15) == [200] * 15
+    with gateway.client() as client:
+        replies = [client.request("GET", "/user/x", [bearer("ann")]) for _ in range(7)]
+    assert [reply.status for reply in replies] == [200] * 5 + [429] * 2
+    assert [reply.get("X-RateLimit-Remaining") for reply in replies] == ["4", "3", "2", "1", "0", "0", "0"]
+    assert _counted(redis, "user:user:ann") == 5
+    assert _counted(redis, "all_watched:global:all") == 12
+
+
+def test_a_bot_that_rotates_its_address_is_met_by_its_fingerprint(launch: Launch, redis: RedisServer) -> None:
+    """One limit for the program wherever it calls from; another program has its own."""
+    gateway = launch(guarded(redis.port))
+    gateway.until(lambda: gateway.metric("redis_up") == 1)
+    bot = ("User-Agent", "bot/1.0")
+    around = [gateway.ask("GET", "/bots/x", bot, _from(f"203.0.{n}.7")).status for n in range(6)]
+    assert around == [200] * 4 + [429] * 2
+    assert gateway.ask("GET", "/bots/x", ("User-Agent", "curl/8"), _from("203.0.1.7")).status == 200
+    assert gateway.ask("GET", "/bots/x", _from("203.0.1.7"), bot).status == 200, "another order of headers"
+    near = [gateway.ask("GET", "/near/x", bot, _from(f"203.0.113.{n}")).status for n in range(6)]
+    assert near == [200] * 4 + [429] * 2
+    assert gateway.ask("GET", "/near/x", bot, _from("203.0.114.1")).status == 200, "another network"
+    keys = [key.decode() for key in redis.command("KEYS", "rate:{*bots:*")]
+    assert keys and all(re.fullmatch(r"rate:\{(near_)?bots:fingerprint:[0-9a-f]{32}\}:\d+", key) for key in keys)
+
+
+def test_guessing_is_slow_and_a_good_caller_behind_the_same_address_does_not_notice(
+    launch: Launch, redis: RedisServer
+) -> None:
+    """401 up to the tier's limit, then 429; tokens that are good pass all the time, other addresses start anew."""
+    gateway = launch(guarded(redis.port))
+    gateway.until(lambda: gateway.metric("redis_up") == 1)
+    nat, good = _from("203.0.113.5"), bearer("ann")
+    wrong = ("Authorization", good[1][:-8] + "AAAAAAAA")
+    replies = []
+    for _ in range(8):
+        replies.append(gateway.ask("GET", "/api/x", nat, wrong))
+        assert gateway.ask("GET", "/api/x", nat, good).status == 200
+    assert [reply.status for reply in replies] == [401] * 4 + [429] * 4
+    assert [reply.get("X-RateLimit-Remaining") for reply in replies] == ["3", "2", "1", "0", "0", "0", "0", "0"]
+    assert all(0 < int(reply.get("Retry-After") or 0) <= 2 * WINDOW_S for reply in replies[4:])
+    assert gateway.ask("GET", "/api/x", nat).status == 401, "no credential is no guess"
+    expired = bearer("ann", exp=int(time.time()) - 100)
+    assert gateway.ask("GET", "/api/x", nat, expired).status == 401, "its client must learn to fetch a new one"
+    assert gateway.ask("GET", "/api/x", nat, bearer("new", kid="k1")).status == 200, "never seen before"
+    assert gateway.ask("GET", "/api/x", _from("203.0.113.6"), wrong).status == 401
+    assert _counted(redis, "door:ip:203.0.113.5") == 4
+    entry = gateway.entry(replies[-1].get("X-Request-ID"))
+    assert (entry["status"], entry["error_type"], entry["rate_limited"]) == (429, "rate_limit_exceeded", True)
+    redis.kill()
+    gateway.until(lambda: gateway.metric("redis_up") == 0)
+    assert gateway.ask("GET", "/api/x", _from("203.0.113.7"), wrong).status == 401, "never open, and never 5xx"
+
+
+def test_only_a_trusted_proxy_says_who_the_client_is(launch: Launch, redis: RedisServer) -> None:
+    """A client that writes X-Forwarded-For itself counts by the address it has."""
+
+    def change(gateway: Gateway) -> None:
+        on_redis(redis.port)(gateway)
+        gateway.settings["gateway"]["trusted_proxies"] = ["192.0.2.0/24"]
+
+    gateway = launch(change)
+    gateway.until(lambda: gateway.metric("redis_up") == 1)
+    statuses = [gateway.ask("GET", "/ip/x", _from(f"203.0.113.{n}")).status for n in range(7)]
+    assert statuses == [200] * 5 + [429] * 2
+    assert _counted(redis, "ip:ip:127.0.0.1") == 5
