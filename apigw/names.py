@@ -20,6 +20,21 @@ X_FORWARDED_HOST: Final = b"X-Forwarded-Host"
 TRACEPARENT: Final = b"traceparent"
 TRACESTATE: Final = b"tracestate"
 
+# --- Redis: what gateways share of API keys. Rate counters have their own (core/window.py).
+
+API_KEYS_CHANNEL: Final = "apigw:apikeys"  # {"key_id": ID}: forget what you know of this key
+
+
+def api_key_record(digest: str) -> str:
+    """Of a checked key: apikey:{SHA-256 of the whole key, in hex}, without braces."""
+    return f"apikey:{digest}"
+
+
+def api_key_digests(key_id: str) -> str:
+    """The SET of digests under which keys of this id have records: "apikeys:{3f9aK2mPq8Rz1LwX}", with braces."""
+    return f"apikeys:{{{key_id}}}"
+
+
 # --- The access log: exactly these keys, in this order (contract section 11).
 
 LOG_FIELDS: Final = (

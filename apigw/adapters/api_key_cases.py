@@ -1,0 +1,162 @@
+"""Unknown API keys while they are looked into: each key once, so many at a time, refusals all after the same time.
+
+    arrives     the same key is looked into already    joins it
+    arrives     too many requests wait                 503 at once, before anything is looked at
+    arrives     too many keys of this id are open      503 at its time
+    waits       the key is good                        goes on, at once
+    waits       its time comes and the key is refused  the refusal
+    waits       its time comes and nobody knows yet    waits as long again, _LOOKS times in all, then 503
+
+Note [The same time]
+  An unknown id needs a look into a memory, a wrong secret 0.3 s of bcrypt, and a client must not see which it was.
+  So a refusal is given when a request is HOLD_S old, or twice that and so on; HOLD_S is some checks long, so that
+  a check's queue seldom shows. What is counted and bounded is counted alike for ids that exist and ids that do
+  not: a case stays open for HOLD_S, however soon its verdict is there, and fills its id's places until then.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Final
+
+from twisted.internet.defer import Deferred
+
+from apigw.core.api_keys import APIKey
+from apigw.errors import GatewayError
+from apigw.net.deadlines import Bucket, Deadlines
+from apigw.stages.authentication import AuthenticationUnavailable
+
+HOLD_S: Final = 1.0  # three checks of bcrypt cost 12 on a slow core
+MAX_WAITING: Final = 4000  # requests; each holds its head, and counts as in flight
+MAX_PER_ID: Final = 4  # keys of one id that are open at a time: a flood on an id costs 4 checks a second at most
+_LOOKS: Final = 5
+
+
+class Case:
+    """One presented key that is looked into. `verdict` is None until somebody knows."""
+
+    __slots__ = ("name", "key_id", "verdict", "waiting", "held")
+
+    def __init__(self, name: str, key_id: str | None) -> None:
+        self.name = name
+        self.key_id = key_id
+        self.verdict: APIKey | GatewayError | None = None
+        self.waiting: dict[_Waiter, None] = {}
+        self.held = True
+
+
+class _Waiter:
+    """One request that waits for a case."""
+
+    __slots__ = ("answer", "looks", "bucket", "look")
+
+    def __init__(self, answer: "Deferred[APIKey]") -> None:
+        self.answer = answer
+        self.looks = 0
+        self.bucket: Bucket | None = None
+        self.look: Callable[[], None] | None = None
+
+
+class Cases:
+    """See the table. `waiting` is for a gauge, `turned_away` counts what was refused because of a bound."""
+
+    def __init__(self, deadlines: Deadlines, hold_s: float = HOLD_S, most: int = MAX_WAITING) -> None:
+        self.waiting = 0
+        self.turned_away = 0
+        self._deadlines = deadlines
+        self._hold_s = hold_s
+        self._most = most
+        self._open: dict[str, Case] = {}
+        self._by_id: dict[str, dict[Case, None]] = {}  # with those that are open no more, until their time is over
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def opened(self, name: str, key_id: str | None, preferred: bool) -> tuple[Case, bool]:
+        """The case of this key, and whether it is new, so that somebody must look into it and call decided().
+
+        name: the key's digest. preferred: it was good before, so bounds that a flood fills are not for it.
+        Raises AuthenticationUnavailable.
+        """
+        case = self._open.get(name)
+        if case is not None:
+            if self.waiting >= self._most and not preferred:
+                self._turn_away()
+            return case, False
+        case = Case(name, key_id)
+        if not preferred:
+            if self.waiting >= self._most or len(self._open) >= self._most:
+                self._turn_away()
+            if key_id is not None and len(self._by_id.get(key_id, ())) >= MAX_PER_ID:
+                self.turned_away += 1
+                case.verdict = AuthenticationUnavailable("key_unverifiable")
+                return case, False
+        self._open[name] = case
+        if key_id is not None:
+            self._by_id.setdefault(key_id, {})[case] = None
+        self._deadlines.add(self._hold_s, partial(self._let_go, case))
+        return case, True
+
+    def _turn_away(self) -> None:
+        self.turned_away += 1
+        raise AuthenticationUnavailable("key_unverifiable")
+
+    def wait(self, case: Case) -> "Deferred[APIKey]":
+        """The verdict, as the table says. Cancelled when the client is gone; the case goes on."""
+        waiter = _Waiter(Deferred(lambda _: self._leave(case, waiter)))
+        waiter.look = partial(self._look, case, waiter)
+        case.waiting[waiter] = None
+        self.waiting += 1
+        waiter.bucket = self._deadlines.add(self._hold_s, waiter.look)
+        return waiter.answer
+
+    def decided(self, case: Case, verdict: APIKey | GatewayError) -> None:
+        """What became of it. A good key's requests go on from here."""
+        case.verdict = verdict
+        self._close(case)  # before anybody goes on, who may ask again
+        if isinstance(verdict, APIKey):
+            for waiter in list(case.waiting):
+                if waiter in case.waiting:  # not gone because of one before it
+                    self._leave(case, waiter)
+                    waiter.answer.callback(verdict)
+
+    def changed(self, ids: list[str]) -> None:
+        """What was refused may be good now: whoever comes from here on gets a new case. Its place stays taken."""
+        for key_id in ids:
+            for case in self._by_id.get(key_id, ()):
+                if case.verdict is not None and self._open.get(case.name) is case:
+                    del self._open[case.name]
+
+    def _look(self, case: Case, waiter: _Waiter) -> None:
+        waiter.looks += 1
+        verdict = case.verdict
+        if verdict is None and waiter.looks < _LOOKS:
+            assert waiter.look is not None
+            waiter.bucket = self._deadlines.add(self._hold_s, waiter.look)
+            return
+        self._leave(case, waiter)
+        if isinstance(verdict, GatewayError):
+            waiter.answer.errback(verdict)
+        else:
+            waiter.answer.errback(AuthenticationUnavailable("key_unverifiable"))
+
+    def _leave(self, case: Case, waiter: _Waiter) -> None:
+        if case.waiting.pop(waiter, self) is self:
+            return
+        self.waiting -= 1
+        if waiter.bucket is not None:
+            waiter.bucket.pop(waiter.look, None)  # type: ignore[arg-type]
+        waiter.look = None  # a cycle through the case
+
+    def _let_go(self, case: Case) -> None:
+        case.held = False
+        self._close(case)
+
+    def _close(self, case: Case) -> None:
+        """Forget a case that is decided, when its time is over or its key is good: then memory answers."""
+        if case.verdict is None or (case.held and not isinstance(case.verdict, APIKey)):
+            return
+        if self._open.get(case.name) is case:
+            del self._open[case.name]
+        siblings = self._by_id.get(case.key_id or "")
+        if siblings is not None and siblings.pop(case, self) is None and not siblings:
+            del self._by_id[case.key_id or ""]

@@ -1,0 +1,113 @@
+"""The database of API keys as the loop sees it: its questions asked in threads, each with an end."""
+
+from collections.abc import Callable, Iterable
+from typing import Any, Final, Protocol, TypeVar
+
+from twisted.application.service import Service
+from twisted.internet.defer import CancelledError, Deferred, TimeoutError
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from apigw.errors import StoreDown
+from apigw.net.threads import Threads
+
+TIMEOUT_S: Final = 2.0
+_THREADS: Final = 2
+
+T = TypeVar("T")
+
+log = Logger()
+
+
+class StoredKey(Protocol):
+    """A row: what is known of a key besides its secret. Times are epoch seconds."""
+
+    @property
+    def secret_hash(self) -> str: ...
+
+    @property
+    def partner_id(self) -> str: ...
+
+    @property
+    def tier(self) -> str | None: ...
+
+    @property
+    def scopes(self) -> Iterable[str]: ...
+
+    @property
+    def networks(self) -> Iterable[Any]: ...
+
+    @property
+    def expires_s(self) -> float | None: ...
+
+    @property
+    def revoked_s(self) -> float | None: ...
+
+
+class KeyTable(Protocol):
+    """The table itself; its methods block, and raise StoreDown when the database does not answer."""
+
+    def find(self, key_id: str) -> StoredKey | None: ...
+
+    def changes_since(self, number: int) -> Any: ...
+
+    def last_change(self) -> int: ...
+
+
+class KeyDatabase(Service):
+    """`open_table` makes the table, in a thread, at the first question and again while it fails."""
+
+    def __init__(self, reactor: Any, open_table: Callable[[], KeyTable], timeout_s: float = TIMEOUT_S) -> None:
+        self.threads = Threads(reactor, "api-keys", _THREADS)
+        self._reactor = reactor
+        self._open_table = open_table
+        self._timeout_s = timeout_s
+        self._table: KeyTable | None = None
+
+    def startService(self) -> None:
+        Service.startService(self)
+        self.threads.startService()
+
+    def stopService(self) -> "Deferred[None] | None":
+        Service.stopService(self)
+        return self.threads.stopService()
+
+    def find(self, key_id: str) -> "Deferred[StoredKey | None]":
+        """The row of this id. Fails with StoreDown, after TIMEOUT_S at the latest."""
+        return self._ask(lambda table: table.find(key_id))
+
+    def since(self, number: int | None) -> "Deferred[tuple[int, list[str]]]":
+        """What adapters/api_key_changes.py asks. Fails with StoreDown."""
+        return self._ask(lambda table: _since(table, number))
+
+    def _ask(self, question: Callable[[KeyTable], T]) -> "Deferred[T]":
+        answer = self.threads.run(self._asked, question)
+        answer.addTimeout(self._timeout_s, self._reactor)
+        return answer.addErrback(_down)
+
+    def _asked(self, question: Callable[[KeyTable], T]) -> T:
+        """In a thread. Two that open at once make two tables, one of which is forgotten."""
+        table = self._table
+        if table is None:
+            table = self._table = self._open_table()
+        return question(table)
+
+
+def _since(table: KeyTable, number: int | None) -> tuple[int, list[str]]:
+    if number is None:
+        return table.last_change(), []
+    changes = list(table.changes_since(number))
+    return max([number, *(change.number for change in changes)]), [change.key_id for change in changes]
+
+
+def _down(failure: Failure) -> Any:
+    """Whatever went wrong, nobody answered; a defect is logged with its traceback."""
+    error = failure.value
+    if isinstance(error, StoreDown):
+        return failure
+    if isinstance(error, TimeoutError):
+        raise StoreDown("the database of API keys does not answer in time")
+    if isinstance(error, CancelledError):
+        raise StoreDown("the database of API keys is closed")
+    log.failure("a question to the database of API keys failed", failure=failure)
+    raise StoreDown(f"{type(error).__name__} in the database of API keys")

@@ -1,0 +1,247 @@
+"""Whether an API key that memory does not know is good: asked of Redis, then of the database and bcrypt.
+
+    Redis       what another gateway checked: believed at once, and confirmed by the database right after
+    database    the record; then bcrypt, unless this worker saw this very secret to be right before
+
+Note [A key that is revoked while it is checked]
+  A check takes a while, and what it found may be over when it ends. So a key is put into Redis first, then the
+  database is asked again, and only then it is good: a revocation before that question is seen by it, one after it
+  finds the key in Redis and takes it out. Within the worker a stamp says whether the key was changed while the
+  answer was on its way; then it is asked once more. A record in Redis of a key that was changed is not believed.
+
+Note [When revocations cannot be heard of]
+  A good key is believed for UNHEARD_S (api_keys.py) after the last moment at which a revocation would have been
+  heard of. Then the database is asked for it. When that does not answer either, nobody can have revoked it there,
+  and the key stays good until its TTL ends: counted in `unconfirmed`.
+"""
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from apigw.adapters.api_key_cache import MAX_PROOFS, MAX_REFUSED, Good, GoodKeys, Remembered
+from apigw.adapters.api_key_changes import Changes
+from apigw.adapters.api_key_check import ChecksBusy, SecretChecks
+from apigw.adapters.api_key_database import KeyDatabase, StoredKey
+from apigw.adapters.api_key_shared import SharedKeys
+from apigw.core.api_keys import APIKey, InvalidAPIKey, Unusable, made, to_json
+from apigw.errors import GatewayError, StoreDown
+from apigw.ports import WallClock
+from apigw.stages.authentication import AuthenticationUnavailable
+
+_WRONG_S: Final = 60.0
+_NO_KEY_S: Final = 10.0  # an id that is no key now may be one soon: it works this much later at the latest
+_PROOF_S: Final = 30 * 86_400.0  # true for ever; memory is not for keys that nobody shows for a month
+_TRIES: Final = 3  # a key that changes each time it is looked at is not let in
+
+log = Logger()
+
+
+class Shown:
+    """A well-formed key as a client showed it. digest: of the whole key, in hex."""
+
+    __slots__ = ("presented", "key_id", "secret", "digest")
+
+    def __init__(self, presented: bytes, key_id: str, secret: bytes, digest: str) -> None:
+        self.presented = presented
+        self.key_id = key_id
+        self.secret = secret
+        self.digest = digest
+
+
+class Examination:
+    """Decides, and remembers what it decided. `learned(good)` is called for each key that is good anew.
+
+    hits: good keys by the layer that knew them. unconfirmed: see Note [When revocations cannot be heard of].
+    """
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        wall: WallClock,
+        good: GoodKeys,
+        shared: SharedKeys,
+        database: KeyDatabase,
+        checks: SecretChecks,
+        changes: Changes,
+        learned: Callable[[APIKey, Shown, float], None],
+    ) -> None:
+        self.hits = {"redis": 0, "database": 0}
+        self.unconfirmed = 0
+        self._clock = clock
+        self._wall = wall
+        self._good = good
+        self._shared = shared
+        self._database = database
+        self._checks = checks
+        self._changes = changes
+        self._learned = learned
+        self._wrong: Remembered[str, bool] = Remembered(MAX_REFUSED, _WRONG_S)  # by digest
+        self._no_key: Remembered[str, str] = Remembered(MAX_REFUSED, _NO_KEY_S)  # id: why
+        self._proofs: Remembered[str, str] = Remembered(MAX_PROOFS, _PROOF_S)  # digest: hash that it belongs to
+        self._behind: set[Deferred[None]] = set()
+
+    def stop(self) -> None:
+        """Leave what goes on behind requests."""
+        for confirming in list(self._behind):
+            confirming.cancel()
+
+    def proven(self, digest: str) -> bool:
+        """Whether this key was good before: see Note [Proofs] in api_key_cache.py."""
+        return self._proofs.get(digest, self._clock.seconds()) is not None
+
+    def changed(self, ids: list[str] | None) -> None:
+        """Forget that these ids were no keys, or that any was."""
+        if ids is None:
+            self._no_key = Remembered(MAX_REFUSED, _NO_KEY_S)
+        else:
+            self._no_key.forget(ids)
+
+    def known(self, shown: Shown) -> GatewayError | None:
+        """A refusal that needs no look any more."""
+        now_s = self._clock.seconds()
+        if self._wrong.get(shown.digest, now_s):
+            return InvalidAPIKey("key_wrong", shown.key_id)
+        why = self._no_key.get(shown.key_id, now_s)
+        return None if why is None else InvalidAPIKey(why, shown.key_id)
+
+    async def verdict(self, shown: Shown, good: Good | None) -> APIKey | GatewayError:
+        """The key, or why not; `good` is what memory still has of it. What is raised is a defect."""
+        try:
+            if good is not None and self._clock.seconds() < good.until_s:
+                return await self._still_good(shown, good)
+            return await self._from_redis(shown) or await self._from_database(shown)
+        except (StoreDown, ChecksBusy):
+            return AuthenticationUnavailable("key_unverifiable")
+        except Unusable as error:
+            log.error("API key {key_id} cannot be used: {error}", key_id=shown.key_id, error=error)
+            return AuthenticationUnavailable("key_unverifiable")
+
+    # -- memory
+
+    async def _still_good(self, shown: Shown, good: Good) -> APIKey | GatewayError:
+        """A remembered key that nobody vouched for lately, or whose own end has come."""
+        if good.key.expired(self._wall()):
+            return InvalidAPIKey("key_expired", shown.key_id)
+        began_s, stamp = self._clock.seconds(), self._changes.stamp(shown.key_id)
+        try:
+            if not self._changes.database_up:  # asked by its poller a moment ago
+                raise StoreDown
+            same = await self._same(good.key, shown)
+        except StoreDown:
+            same = stamp == self._changes.stamp(shown.key_id)
+            self.unconfirmed += same
+        if same and stamp == self._changes.stamp(shown.key_id):
+            good.confirmed_s = began_s
+            return good.key
+        return await self._from_database(shown)
+
+    async def _same(self, key: APIKey, shown: Shown) -> bool:
+        """Whether the database has this key as we do."""
+        stored = await self._database.find(shown.key_id)
+        if stored is None or stored.revoked_s is not None:
+            return False
+        return to_json(_made(stored, shown)) == to_json(key)
+
+    # -- Redis
+
+    async def _from_redis(self, shown: Shown) -> APIKey | GatewayError | None:
+        if self._changes.known(shown.key_id):
+            return None
+        began_s, stamp = self._clock.seconds(), self._changes.stamp(shown.key_id)
+        key = await self._shared.get(shown.digest, shown.key_id)
+        if key is None or stamp != self._changes.stamp(shown.key_id):
+            return None
+        if key.expired(self._wall()):
+            return InvalidAPIKey("key_expired", shown.key_id)
+        self.hits["redis"] += 1
+        self._learned(key, shown, began_s)
+        confirming = Deferred.fromCoroutine(self._confirm(key, shown))
+        self._behind.add(confirming)
+        confirming.addBoth(self._confirmed, confirming)
+        return key
+
+    async def _confirm(self, key: APIKey, shown: Shown) -> None:
+        """What the database does not have as Redis does is forgotten, here and there."""
+        try:
+            if await self._same(key, shown):
+                return
+        except StoreDown:
+            return
+        except Unusable:
+            pass
+        self._good.drop_one(shown.presented)
+        await self._shared.drop(shown.digest)
+
+    def _confirmed(self, result: Any, confirming: "Deferred[None]") -> None:
+        self._behind.discard(confirming)
+        if isinstance(result, Failure) and not result.check(CancelledError):
+            log.failure("an API key cannot be confirmed: a defect", failure=result)
+
+    # -- database
+
+    async def _from_database(self, shown: Shown) -> APIKey | GatewayError:
+        """Raises StoreDown, ChecksBusy, Unusable."""
+        stored = await self._database.find(shown.key_id)
+        refusal = self._refusal(stored, shown)
+        if stored is None or refusal is not None:
+            return refusal or InvalidAPIKey("key_unknown", shown.key_id)
+        if self._proofs.get(shown.digest, self._clock.seconds()) != stored.secret_hash:
+            if not await self._checks.check(shown.key_id, shown.secret, stored.secret_hash.encode("utf-8")):
+                self._wrong.put(shown.digest, True, self._clock.seconds())
+                return InvalidAPIKey("key_wrong", shown.key_id)
+        self._proofs.put(shown.digest, stored.secret_hash, self._clock.seconds())
+        try:
+            return await self._let_in(shown, stored)
+        except StoreDown:
+            await self._shared.drop(shown.digest)
+            raise
+
+    async def _let_in(self, shown: Shown, stored: StoredKey) -> APIKey | GatewayError:
+        """The secret is right. See Note [A key that is revoked while it is checked]."""
+        for _ in range(_TRIES):
+            key = _made(stored, shown)
+            await self._shared.put(key, shown.digest)
+            began_s, stamp = self._clock.seconds(), self._changes.stamp(shown.key_id)
+            again = await self._database.find(shown.key_id)
+            refusal = self._refusal(again, shown)
+            if again is None or refusal is not None or again.secret_hash != stored.secret_hash:
+                await self._shared.drop(shown.digest)
+                return refusal or InvalidAPIKey("key_wrong", shown.key_id)
+            if stamp == self._changes.stamp(shown.key_id) and to_json(_made(again, shown)) == to_json(key):
+                self.hits["database"] += 1
+                self._learned(key, shown, began_s)
+                return key
+            stored = again
+        await self._shared.drop(shown.digest)
+        return AuthenticationUnavailable("key_unverifiable")
+
+    def _refusal(self, stored: StoredKey | None, shown: Shown) -> InvalidAPIKey | None:
+        """Why a record makes no good key, whatever the secret."""
+        if stored is None:
+            why = "key_unknown"
+        elif stored.revoked_s is not None:
+            why = "key_revoked"
+        elif stored.expires_s is not None and stored.expires_s <= self._wall():
+            return InvalidAPIKey("key_expired", shown.key_id)
+        else:
+            return None
+        self._no_key.put(shown.key_id, why, self._clock.seconds())
+        self._good.drop(shown.key_id)
+        return InvalidAPIKey(why, shown.key_id)
+
+
+def _made(stored: StoredKey, shown: Shown) -> APIKey:
+    return made(
+        shown.key_id,
+        shown.digest,
+        partner_id=stored.partner_id,
+        tier=stored.tier,
+        scopes=stored.scopes,
+        expires_s=stored.expires_s,
+        networks=stored.networks,
+    )

@@ -1,0 +1,153 @@
+"""API keys (contract section 7): a memory on the path of each request, and what stands behind it.
+
+memory      good keys for cache_ttl_seconds         api_key_cache.py
+case        a key that memory does not know         api_key_cases.py    joined, bounded, refused at its time
+Redis       what other gateways checked             api_key_shared.py   } in the order of
+database    the record                              api_key_database.py } api_key_examination.py
+bcrypt      the secret                              api_key_check.py    }
+changes     what was revoked or changed since       api_key_changes.py  drops it from memory
+"""
+
+import random
+from collections.abc import Callable
+from typing import Any, Final
+
+from twisted.application.service import MultiService
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from apigw.adapters.api_key_cache import Good, GoodKeys
+from apigw.adapters.api_key_cases import HOLD_S, Case, Cases
+from apigw.adapters.api_key_changes import Changes
+from apigw.adapters.api_key_check import SecretChecks
+from apigw.adapters.api_key_database import KeyDatabase, KeyTable
+from apigw.adapters.api_key_examination import Examination, Shown
+from apigw.adapters.api_key_shared import SharedKeys
+from apigw.core.api_keys import APIKey, InvalidAPIKey, Malformed, digest, split
+from apigw.errors import GatewayError
+from apigw.net.deadlines import Deadlines
+from apigw.ports import SharedStore, WallClock
+from apigw.stages.authentication import AuthenticationUnavailable
+
+UNHEARD_S: Final = 5.0  # contract section 7: without Redis a revocation is effective within it
+_MAX_TIERS_TOLD: Final = 100
+
+log = Logger()
+
+
+class APIKeys(MultiService):
+    """An APIKeySource (ports.py). Starts and stops its threads and pollers.
+
+    open_table: makes the key table; blocks, so it is called in a thread. store: None without Redis.
+    knows_tier: whether the configuration has a tier of this name.
+    """
+
+    def __init__(
+        self,
+        reactor: Any,
+        deadlines: Deadlines,
+        wall: WallClock,
+        open_table: Callable[[], KeyTable],
+        store: SharedStore | None,
+        cache_ttl_s: float,
+        knows_tier: Callable[[str], bool],
+        *,
+        hold_s: float = HOLD_S,
+        draw: Callable[[], float] = random.random,
+    ) -> None:
+        super().__init__()
+        self.memory_hits = 0
+        self.good = GoodKeys()
+        self.cases = Cases(deadlines, hold_s)
+        self.database = KeyDatabase(reactor, open_table)
+        self.checks = SecretChecks(reactor)
+        self.changes = Changes(reactor, store, self.database.since, self._changed, draw)
+        shared = SharedKeys(store, cache_ttl_s)
+        self.examination = Examination(
+            reactor, wall, self.good, shared, self.database, self.checks, self.changes, self._learned
+        )
+        self._clock = reactor
+        self._wall = wall
+        self._ttl_s = cache_ttl_s
+        self._knows_tier = knows_tier
+        self._tiers_told: set[str] = set()
+        self._looking: set[Deferred[Any]] = set()
+        for child in (self.database, self.checks, self.changes):
+            child.setServiceParent(self)
+
+    def stopService(self) -> "Deferred[Any]":
+        """What is looked into ends with 503."""
+        self.examination.stop()
+        for looking in list(self._looking):
+            looking.cancel()
+        return super().stopService()  # type: ignore[no-any-return]
+
+    def find(self, presented: bytes) -> "APIKey | Deferred[APIKey]":
+        """See ports.APIKeySource."""
+        good = self.good.by_presented.get(presented)
+        if good is not None:
+            now_s = self._clock.seconds()
+            if now_s < good.until_s and (good.expires_s is None or good.expires_s > self._wall()):
+                changes = self.changes
+                if changes.in_step or now_s - max(good.confirmed_s, changes.heard_s) < UNHEARD_S:
+                    self.memory_hits += 1
+                    return good.key
+        return self._case(presented, good)
+
+    def hits(self) -> dict[str, int]:
+        """Good keys by the layer that knew them: memory, redis, database."""
+        return {"memory": self.memory_hits, **self.examination.hits}
+
+    # -- what memory does not know
+
+    def _case(self, presented: bytes, good: Good | None) -> "Deferred[APIKey]":
+        """Raises AuthenticationUnavailable, at once, when too many wait."""
+        name = digest(presented)
+        try:
+            shown = Shown(presented, *split(presented), name)
+        except Malformed:
+            case, new = self.cases.opened(name, None, preferred=False)
+            if new:
+                self.cases.decided(case, InvalidAPIKey("key_malformed"))
+            return self.cases.wait(case)
+        preferred = good is not None or self.examination.proven(name)
+        case, new = self.cases.opened(name, shown.key_id, preferred)
+        waiting = self.cases.wait(case)
+        if new:
+            refusal = self.examination.known(shown)
+            if refusal is not None:
+                self.cases.decided(case, refusal)
+            else:
+                looking = Deferred.fromCoroutine(self.examination.verdict(shown, good))
+                self._looking.add(looking)
+                looking.addBoth(self._looked, case, looking)
+        return waiting
+
+    def _looked(self, result: "APIKey | GatewayError | Failure", case: Case, looking: "Deferred[Any]") -> None:
+        self._looking.discard(looking)
+        if isinstance(result, Failure):
+            if not result.check(CancelledError):
+                log.failure("an API key cannot be checked: a defect", failure=result)
+            result = AuthenticationUnavailable("key_unverifiable")
+        self.cases.decided(case, result)
+
+    # -- memory
+
+    def _learned(self, key: APIKey, shown: Shown, confirmed_s: float) -> None:
+        """A key is good as of `confirmed_s`."""
+        self.good.add(Good(key, shown.presented, self._clock.seconds() + self._ttl_s, confirmed_s))
+        tier = key.principal.tier
+        if tier is not None and not self._knows_tier(tier) and tier not in self._tiers_told:
+            if len(self._tiers_told) < _MAX_TIERS_TOLD:
+                self._tiers_told.add(tier)
+                log.warn("the tier {tier} of API key {key_id} is not configured: the route's counts",
+                         tier=tier, key_id=key.key_id)  # fmt: skip
+
+    def _changed(self, ids: list[str] | None) -> None:
+        if ids is None:
+            self.good.clear()
+        for key_id in ids or ():
+            self.good.drop(key_id)
+        self.cases.changed(ids or [])
+        self.examination.changed(ids)

@@ -1,0 +1,100 @@
+"""Questions to the table of keys, in threads: each has an end, and whatever goes wrong is StoreDown."""
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import pytest_twisted
+from twisted.internet import reactor as installed_reactor
+from twisted.internet.defer import maybeDeferred
+
+from apigw.adapters.api_key_database import KeyDatabase
+from apigw.errors import StoreDown
+from tests.adapters.api_key_world import Row, Table
+
+reactor: Any = installed_reactor
+
+
+class Open:
+    """Opens the table, after `failures` failures."""
+
+    def __init__(self, table: Table, failures: int = 0) -> None:
+        self.table = table
+        self.failures = failures
+        self.threads: set[str] = set()
+
+    def __call__(self) -> Table:
+        self.threads.add(threading.current_thread().name)
+        if self.failures:
+            self.failures -= 1
+            raise StoreDown("cannot connect")
+        return self.table
+
+
+@pytest.fixture
+def table() -> Table:
+    return Table()
+
+
+@pytest.fixture
+def opens(table: Table) -> Open:
+    return Open(table)
+
+
+@pytest.fixture
+def database(opens: Open) -> Iterator[KeyDatabase]:
+    made = KeyDatabase(reactor, opens, timeout_s=0.2)
+    made.startService()
+    yield made
+    pytest_twisted.blockon(maybeDeferred(made.stopService))
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_row_is_found_in_a_thread(database: KeyDatabase, table: Table, opens: Open) -> None:
+    table.put("k1")
+    assert await database.find("k1") == Row("k1")
+    assert await database.find("k2") is None
+    assert threading.current_thread().name not in opens.threads
+
+
+@pytest_twisted.ensureDeferred
+async def test_changes_are_those_after_a_number(database: KeyDatabase, table: Table) -> None:
+    for key_id in ("a", "b", "c"):
+        table.put(key_id)
+    assert await database.since(None) == (3, [])
+    assert await database.since(1) == (3, ["b", "c"])
+    assert await database.since(3) == (3, [])
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_database_that_cannot_be_opened_is_tried_again(database: KeyDatabase, opens: Open) -> None:
+    opens.failures = 2
+    for _ in range(2):
+        with pytest.raises(StoreDown):
+            await database.find("k1")
+    assert await database.find("k1") is None
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_silent_database_is_down_after_its_time(database: KeyDatabase, table: Table) -> None:
+    table.gate = threading.Event()
+    began_s = reactor.seconds()
+    questions = [database.find("k1") for _ in range(5)]  # more than there are threads
+    for question in questions:
+        with pytest.raises(StoreDown):
+            await question
+    assert 0.15 < reactor.seconds() - began_s < 0.6
+    table.gate.set()
+    table.gate = None
+    assert await database.find("k1") is None
+    assert table.finds.count("k1") <= 3, "what nobody waited for any more was not asked"
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_stopped_database_is_down(opens: Open) -> None:
+    database = KeyDatabase(reactor, opens)
+    database.startService()
+    await maybeDeferred(database.stopService)
+    with pytest.raises(StoreDown):
+        await database.find("k1")

@@ -1,0 +1,162 @@
+"""The source of API keys as the pipeline sees it: memory, its end, who vouches for it, what happens at the end."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import bcrypt
+import pytest
+import pytest_twisted
+from twisted.internet import reactor as installed_reactor
+from twisted.internet.defer import Deferred, maybeDeferred
+
+from apigw.adapters.api_keys import UNHEARD_S
+from apigw.core.api_keys import APIKey
+from apigw.errors import GatewayError
+from tests.adapters.api_key_world import SECRET, shown
+from tests.adapters.test_api_key_examination import NOW_S, House, ask
+
+reactor: Any = installed_reactor
+
+
+class Time:
+    """The reactor with a clock that the test may put forward; timers stay the reactor's."""
+
+    def __init__(self) -> None:
+        self.ahead_s = 0.0
+
+    def seconds(self) -> float:
+        return float(reactor.seconds()) + self.ahead_s
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(reactor, name)
+
+
+@pytest.fixture
+def house() -> Iterator[House]:
+    house = House()
+    yield house
+    house.table.gate = None
+    for keys in house.gateways:
+        pytest_twisted.blockon(maybeDeferred(keys.stopService))
+
+
+def put_forward(keys: Any, seconds: float) -> None:
+    """The service's own clock, not that of its pollers."""
+    if not isinstance(keys._clock, Time):
+        keys._clock = keys.examination._clock = Time()
+    keys._clock.ahead_s += seconds
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_remembered_key_is_at_hand_until_its_ttl_ends(house: House) -> None:
+    keys = await house.gateway(ttl_s=300.0)
+    presented = house.table.put("k1")
+    found = await ask(keys, presented)
+    put_forward(keys, 299)
+    assert keys.find(presented) is found
+    put_forward(keys, 2)
+    assert isinstance(keys.find(presented), Deferred)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_remembered_key_is_refused_from_its_own_end_on(house: House) -> None:
+    """And held like any other refusal."""
+    keys = await house.gateway()
+    presented = house.table.put("k1", expires_s=NOW_S + 60)
+    assert isinstance(await ask(keys, presented), APIKey)
+    house.now_s += 60
+    refused = keys.find(presented)
+    assert isinstance(refused, Deferred)
+    with pytest.raises(GatewayError) as caught:
+        await refused
+    assert caught.value.reason == "key_expired"
+
+
+@pytest_twisted.ensureDeferred
+async def test_while_redis_tells_of_changes_memory_is_believed_for_all_of_its_time(house: House) -> None:
+    keys = await house.gateway()
+    presented = house.table.put("k1")
+    found = await ask(keys, presented)
+    asked = len(house.table.finds)
+    put_forward(keys, 200)
+    assert keys.find(presented) is found and len(house.table.finds) == asked
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_key_that_nobody_vouches_for_is_asked_for_again(house: House) -> None:
+    """Neither Redis nor the poller told anything for five seconds; the database knows of a revocation."""
+    keys = await house.gateway(store=None)
+    presented, other = house.table.put("k1"), house.table.put("k2")
+    await ask(keys, presented)
+    await ask(keys, other)
+    house.table.put("k1", revoked_s=NOW_S)
+    put_forward(keys, UNHEARD_S + 0.1)
+    assert await ask(keys, presented) == "key_revoked"
+    assert isinstance(await ask(keys, other), APIKey)
+    assert isinstance(keys.find(other), APIKey), "and is vouched for again"
+    assert keys.examination.unconfirmed == 0
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_good_key_stays_good_until_its_ttl_while_nobody_answers(house: House) -> None:
+    keys = await house.gateway(store=None)
+    presented = house.table.put("k1")
+    await ask(keys, presented)
+    house.table.down = True
+    put_forward(keys, UNHEARD_S + 0.1)
+    assert isinstance(await ask(keys, presented), APIKey)
+    assert keys.examination.unconfirmed == 1
+    assert isinstance(keys.find(presented), APIKey)
+    put_forward(keys, 300)
+    assert await ask(keys, presented) == "key_unverifiable"
+
+
+@pytest_twisted.ensureDeferred
+async def test_malformed_and_unknown_keys_never_reach_bcrypt(house: House) -> None:
+    keys = await house.gateway()
+    await maybeDeferred(keys.checks.stopService)
+    assert await ask(keys, b"") == await ask(keys, shown("a") + b", " + shown("b")) == "key_malformed"
+    assert await ask(keys, shown("none")) == "key_unknown"
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_flood_on_one_id_does_not_starve_another(house: House) -> None:
+    """1,000 distinct wrong secrets of a real id at once: four are checked, and another id's key comes after two."""
+    keys = await house.gateway()
+    slow = bcrypt.hashpw(SECRET, bcrypt.gensalt(8)).decode()
+    house.table.put("flooded", secret_hash=slow)
+    presented = house.table.put("other", secret_hash=slow)
+    flood = [maybeDeferred(keys.find, shown("flooded", b"%043d" % number)) for number in range(1000)]
+    assert isinstance(await ask(keys, presented), APIKey)
+    reasons = []
+    for one in flood:
+        one.addErrback(lambda failure: reasons.append(failure.value.reason))
+        await one
+    assert set(reasons) == {"key_wrong", "key_unverifiable"} and reasons.count("key_wrong") <= 5
+    assert keys.cases.waiting == keys.checks.queued == 0
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_tier_that_is_not_configured_is_told_once(house: House) -> None:
+    keys = await house.gateway()
+    for number in range(3):
+        await ask(keys, house.table.put(f"k{number}", tier="platinum"))
+    await ask(keys, house.table.put("golden", tier="gold"))
+    assert keys._tiers_told == {"platinum"}
+
+
+@pytest_twisted.ensureDeferred
+async def test_at_the_end_what_is_looked_into_is_503(house: House) -> None:
+    import threading
+
+    keys = await house.gateway()
+    presented = house.table.put("k1")
+    house.table.gate = threading.Event()
+    looking = keys.find(presented)
+    stopped = maybeDeferred(keys.stopService)
+    house.table.gate.set()
+    await stopped
+    assert isinstance(looking, Deferred)
+    with pytest.raises(GatewayError) as caught:
+        await looking
+    assert caught.value.status == 503
