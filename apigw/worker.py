@@ -80,7 +80,7 @@ class Worker(MultiService):
         self.deadlines = Deadlines(reactor)
         self.metrics = Metrics(apigw.__version__)
         self.access_log = AccessLog(open_sinks(config.access_log), apigw.__version__, random.random)
-        self.ledger = Ledger([self.access_log.record, self.metrics.record])
+        self.ledger = Ledger([self.access_log.record, self.metrics.record], reactor.after_sends)
         self.local_counters = MemoryCounters()
         self.redis = self._redis(config)  # None: rate limits count in this process
         self.keys = self._key_source(config)  # None: no route wants a JWT
@@ -262,6 +262,7 @@ class Worker(MultiService):
         self.listeners.stop()
         self.site.abort_all()
         self.backends.close()
+        self.ledger.settle()
         self.access_log.close(_LOG_FLUSH_S)
 
     def stopService(self) -> "Deferred[None]":

@@ -95,7 +95,7 @@ def links(generation: gateway.Generation) -> list[Any]:
     found, resource = [], generation.root
     while isinstance(resource, StageResource):
         found.append(resource)
-        resource = resource._render.__self__
+        resource = resource._next.__self__
     return [*found, resource]
 
 

@@ -35,21 +35,20 @@ class Randomness:
         return self._page[self._at - digits : self._at]
 
 
-def uuid4(randomness: Randomness) -> str:
-    """A version 4 UUID (RFC 9562 5.4)."""
-    digits = randomness.hex(32)
+def uuid4(digits: str) -> str:
+    """A version 4 UUID (RFC 9562 5.4) of 32 random hex digits."""
     return f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-{_VARIANT[digits[16]]}{digits[17:20]}-{digits[20:]}"
 
 
 def identify(fields: Mapping[bytes, bytes], randomness: Randomness) -> Identity:
     """The request's identity from its header fields. Never refuses: what is invalid is replaced."""
     given = fields.get(b"x-request-id")
+    fresh = randomness.hex(80)
     if given is not None and _REQUEST_ID.fullmatch(given) is not None:
         request_id = given.decode("ascii")
     else:
-        request_id = uuid4(randomness)
-    fresh = randomness.hex(48)
-    span_id = fresh[32:]
+        request_id = uuid4(fresh[48:])
+    span_id = fresh[32:48]
     parent: Parent | None = None
     if b"traceparent" in fields:
         parent = _w3c_parent(fields[b"traceparent"])

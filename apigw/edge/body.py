@@ -109,3 +109,6 @@ class RequestBody:
         self.stop()
         if consumer is not None:
             consumer.body_failed()
+
+
+EMPTY_BODY = RequestBody(None, False)  # of every request without one: complete from the start, so nothing changes it

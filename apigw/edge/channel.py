@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Callable
 
 from apigw.constants import MAX_PIPELINED_BYTES, MIN_PROGRESS_BYTES, WRITE_HIGH_WATER_BYTES
 from apigw.core.http1 import MalformedMessage, impossible
-from apigw.edge.body import RequestBody, TooLarge
+from apigw.edge.body import EMPTY_BODY, RequestBody, TooLarge
 from apigw.edge.heads import HeadReader, unparsed
 from apigw.edge.pace import ANSWERS, BACKEND, CHUNKS, NO_TAKER, PIPELINE, TURN, AnswersTaken, Pace, WriteWatch
 from apigw.edge.request import Request
@@ -237,8 +237,8 @@ class Channel:
         connection = fields.get(b"connection")
         keep_alive = not client.http10 and (connection is None or b"close" not in connection.lower())
         site = self.site
-        body = RequestBody(client.content_length, client.chunked)
         length = client.content_length
+        body = RequestBody(length, client.chunked) if length or client.chunked else EMPTY_BODY
         if length and length <= len(self._input):  # whole already: then a refusal needs not close the connection
             body.receive(self._input[:length], length)
             self._input = self._input[length:]
@@ -335,9 +335,7 @@ class Channel:
     def _refuse(self, error: GatewayError) -> None:
         """Answer what could not become a request, log it as one, and close."""
         self._reading_head = False
-        request = Request(
-            self, self.site.exchange(unparsed(self.peer_ip, self.secure)), RequestBody(None, False), keep_alive=False
-        )
+        request = Request(self, self.site.exchange(unparsed(self.peer_ip, self.secure)), EMPTY_BODY, keep_alive=False)
         self._request = request
         request.fail(error)
 

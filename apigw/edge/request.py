@@ -64,6 +64,26 @@ class _Date:
 
 _date = _Date()
 
+_forms: dict[tuple[object, ...], tuple[bytes, bytes, bytes]] = {}
+_FORMS_KEPT = 512  # few: codes, times the seconds of Retry-After, times backends
+
+
+def _error_form(error: GatewayError) -> tuple[bytes, bytes, bytes]:
+    """(header lines, JSON before the request's ID, JSON behind it): the same for all errors that say the same."""
+    key = (error.code, error.message, error.retry_after_s, error.headers, *error.extra.items())
+    form = _forms.get(key)
+    if form is None:
+        lines = b"".join([b"%b: %b\r\n" % header for header in error.headers]) + _JSON_HEADERS
+        if error.retry_after_s is not None:
+            lines += b"Retry-After: %d\r\n" % error.retry_after_s
+        before = orjson.dumps({"error": error.code, "message": error.message})[:-1] + b',"request_id":"'
+        more = orjson.dumps(dict(error.extra))[1:-1]
+        form = (lines, before, b'",' + more + b"}" if more else b'"}')
+        if len(_forms) >= _FORMS_KEPT:
+            _forms.clear()
+        _forms[key] = form
+    return form
+
 
 class Request:
     """Made by the channel for each head; answered exactly once, by answer(), fail() or reply_*().
@@ -173,21 +193,19 @@ class Request:
         self._head = None  # of an answer that failed before a byte of it was sent
         if ex.identity is None:
             ex.identity = identify(ex.request.fields, _randomness)
-        members = {"error": error.code, "message": error.message, "request_id": ex.identity.request_id, **error.extra}
-        headers = error.headers
-        if error.retry_after_s is not None:
-            headers += ((b"Retry-After", b"%d" % error.retry_after_s),)
-        self.answer(error.status, headers, orjson.dumps(members), _JSON_HEADERS)
+        lines, before, behind = _error_form(error)
+        body = b"%b%b%b" % (before, ex.identity.request_id.encode("ascii"), behind)
+        self._answer(error.status, lines, body)
 
     def _unexpected(self, failure: Failure) -> None:
         log.failure("internal error", failure=failure, request_id=self.request_id)
         self.fail(GatewayError(detail=f"{type(failure.value).__name__}: {failure.getErrorMessage()}"))
 
-    def answer(
-        self, status: int, headers: tuple[tuple[bytes, bytes], ...], body: bytes, more_lines: bytes = b""
-    ) -> None:
+    def answer(self, status: int, headers: tuple[tuple[bytes, bytes], ...], body: bytes) -> None:
         """A whole answer of the gateway's own."""
-        lines = b"".join([b"%b: %b\r\n" % header for header in headers]) + more_lines
+        self._answer(status, b"".join([b"%b: %b\r\n" % header for header in headers]), body)
+
+    def _answer(self, status: int, lines: bytes, body: bytes) -> None:
         self.reply_head(status, REASONS[status], lines, len(body), has_date=False)
         if body and self._mode != NO_BODY:
             self.reply_body(body)

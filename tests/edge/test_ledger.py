@@ -1,5 +1,7 @@
 """An observer that fails costs its own record, never the request or the other observers."""
 
+from typing import Any
+
 from twisted.logger import globalLogPublisher
 
 from apigw.edge.ledger import Ledger
@@ -43,3 +45,21 @@ def test_a_failing_observer_is_logged_at_most_every_ten_seconds() -> None:
     finally:
         globalLogPublisher.removeObserver(observe)
     assert [event["n"] for event in events] == [1, 4]
+
+
+def test_what_ends_in_one_turn_is_recorded_together_after_it() -> None:
+    """And what has not been recorded when the process ends is recorded then."""
+    seen: list[Any] = []
+    turns: list[Any] = []
+    ledger = Ledger([seen.append], turns.append)
+    first, second = ended_exchange(), ended_exchange()
+    ledger.record(first)
+    ledger.record(second)
+    assert seen == [] and len(turns) == 1
+    turns.pop()()
+    assert seen == [first, second]
+    ledger.record(first)
+    ledger.settle()
+    assert seen == [first, second, first]
+    turns.pop()()
+    assert len(seen) == 3

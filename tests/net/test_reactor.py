@@ -164,6 +164,17 @@ async def test_a_call_from_another_thread_wakes_the_loop() -> None:
     assert await done == os.getpid()
 
 
+def test_after_sends_runs_behind_every_after_turn_call_of_the_turn() -> None:
+    """Also behind those that were asked for later."""
+    order: list[str] = []
+    lean = LeanReactor()
+    lean.after_sends(lambda: order.append("entries"))
+    lean.after_turn(lambda: order.append("first"))
+    lean.after_turn(lambda: order.append("second"))
+    lean.doPoll(0)
+    assert order == ["first", "second", "entries"]
+
+
 class Source:
     """A deadline source with one deadline, which may be taken back."""
 
