@@ -5,12 +5,15 @@
     a header, no keys in force   503 authentication_unavailable
     a kid that is not known      waits for fresh keys if a refresh is allowed (contract section 7), once
 
+    an API key instead           see _by_api_key; what is checked how is the APIKeySource's
+
 The reason of a refusal is in ex.auth_failure (names.AUTH_REASONS), for the log and the metrics only.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from apigw.constants import RETRY_AFTER_DEPENDENCY_S
+from apigw.core.api_keys import APIKey
 from apigw.core.tokens import InvalidToken, Keyring, TokenPolicy, UnknownKey, verify
 from apigw.errors import GatewayError, Unauthorized
 from apigw.exchange import ANONYMOUS, Exchange, Principal
@@ -20,7 +23,7 @@ if TYPE_CHECKING:
     from twisted.internet.defer import Deferred
 
     from apigw.config.model import JWTSection
-    from apigw.ports import KeySource, WallClock
+    from apigw.ports import APIKeySource, KeySource, WallClock
 
 
 class MissingCredentials(Unauthorized):
@@ -62,14 +65,22 @@ def token_policy(section: "JWTSection | None") -> TokenPolicy | None:
 
 
 class Authentication:
-    """Makes the principal. `wall` gives epoch seconds; keys and policy are None without a section auth.jwt."""
+    """Makes the principal. `wall` gives epoch seconds; keys and policy are None without a section auth.jwt,
+    api_keys without a section auth.api_keys."""
 
     name = "authentication"
     needs: frozenset[str] = frozenset({"route", "identity"})
     gives: str | None = "principal"
 
-    def __init__(self, keys: "KeySource | None", policy: TokenPolicy | None, wall: "WallClock") -> None:
+    def __init__(
+        self,
+        keys: "KeySource | None",
+        policy: TokenPolicy | None,
+        wall: "WallClock",
+        api_keys: "APIKeySource | None" = None,
+    ) -> None:
         self._keys = keys
+        self._api_keys = api_keys
         self._policy = policy
         self._wall = wall
 
@@ -80,9 +91,11 @@ class Authentication:
         if not route.auth_required or route.auth_type == "none":
             return ANONYMOUS
         try:
-            if route.auth_type != "jwt":
-                raise AuthenticationUnavailable("not_configured")
-            return self._by_token(ex, route.auth_grace_period)
+            if route.auth_type == "jwt":
+                return self._by_token(ex, route.auth_grace_period)
+            if route.auth_type == "api_key":
+                return _by_api_key(ex, self._api_keys, route.auth_grace_period)
+            raise AuthenticationUnavailable("not_configured")
         except GatewayError as refusal:
             ex.auth_failure = refusal.reason
             raise
@@ -127,3 +140,42 @@ def _bearer(credentials: bytes) -> bytes:
     if not token or b" " in token or b"," in token:  # two credentials, joined to one line
         raise InvalidToken("bad_authorization")
     return token
+
+
+class AddressNotAllowed(GatewayError):
+    """403: the API key is good, and its owner said from where it may be used."""
+
+    status, code = 403, "ip_not_allowed"
+    message = "The API key may not be used from this address."
+
+    def __init__(self, key_id: str) -> None:
+        super().__init__(reason="ip_not_allowed", detail=f"{AUTH_REASONS['ip_not_allowed']} (key {key_id})")
+
+
+def _by_api_key(ex: Exchange, source: "APIKeySource | None", grace_period: bool) -> "Principal | Deferred[Principal]":
+    """Whose key X-API-Key has. Two header lines, or two keys in one, are no key: fields joins them with a comma."""
+    presented = ex.request.fields.get(b"x-api-key")
+    if presented is None:
+        if not grace_period:
+            raise MissingCredentials
+        ex.auth_failure = "missing_in_grace_period"
+        return ANONYMOUS
+    if source is None:
+        raise AuthenticationUnavailable("not_configured")
+    found = source.find(presented)
+    if isinstance(found, APIKey):
+        return found.principal if not found.networks else _from_its_network(found, ex)
+    return found.addCallback(_from_its_network, ex).addErrback(_noted, ex)
+
+
+def _from_its_network(key: APIKey, ex: Exchange) -> Principal:
+    if not key.allows(ex.client_ip):
+        raise AddressNotAllowed(key.key_id)
+    return key.principal
+
+
+def _noted(failure: Any, ex: Exchange) -> Any:
+    """For the log and the metrics, of a refusal that took its time."""
+    if isinstance(failure.value, GatewayError):
+        ex.auth_failure = failure.value.reason
+    return failure

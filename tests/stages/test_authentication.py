@@ -7,6 +7,7 @@ import pytest
 from twisted.internet.defer import Deferred
 
 from apigw.config.model import JWTSection
+from apigw.core.api_keys import APIKey, InvalidAPIKey, made
 from apigw.core.tokens import InvalidToken, Keyring, UnknownKey
 from apigw.errors import GatewayError
 from apigw.exchange import ANONYMOUS, ClientRequest, Exchange, Principal
@@ -152,7 +153,9 @@ def test_a_grace_period_refuses_wrong_credentials() -> None:
 
 def test_a_route_whose_kind_of_credential_is_not_served_is_503() -> None:
     """Never open: an API key route, or a JWT route without the section auth.jwt."""
-    assert refusal(Keys(RING), exchange(b"Bearer " + GOOD, auth_type="api_key")).reason == "not_configured"
+    keyed = exchange(b"Bearer " + GOOD, auth_type="api_key")
+    keyed.request.fields[b"x-api-key"] = b"pk_live_a_b"
+    assert refusal(Keys(RING), keyed).reason == "not_configured"
     ex = exchange(b"Bearer " + GOOD)
     with pytest.raises(AuthenticationUnavailable):
         Authentication(None, None, lambda: NOW_S).enter(ex)
@@ -230,3 +233,91 @@ def test_a_grace_period_gives_a_known_caller_no_scope() -> None:
     ex.principal = stage(Keys(RING)).enter(ex)
     with pytest.raises(InsufficientScope):
         RequiredScopes().enter(ex)
+
+
+class APIKeySource:
+    """A source of API keys: those of `keys` are at hand, the others are what `later` comes to."""
+
+    def __init__(self, *keys: APIKey) -> None:
+        self.keys = {b"key of " + key.key_id.encode(): key for key in keys}
+        self.later: Deferred[APIKey] = Deferred()
+
+    def find(self, presented: bytes) -> "APIKey | Deferred[APIKey]":
+        return self.keys.get(presented) or self.later
+
+
+PARTNER = made("p", "f" * 64, partner_id="acme", scopes=("a",))
+FENCED = made("f", "e" * 64, partner_id="acme", networks=("10.0.0.0/8",))
+
+
+def with_key(presented: bytes | None, **route: Any) -> Any:
+    """A request to a route that wants an API key, from 192.0.2.7."""
+    ex = exchange(b"Bearer " + GOOD, **({"auth_type": "api_key"} | route))
+    if presented is not None:
+        ex.request.fields[b"x-api-key"] = presented
+    ex.client_ip = "192.0.2.7"
+    return ex
+
+
+def by_key(source: Any, ex: Exchange) -> Any:
+    return Authentication(Keys(RING), POLICY, lambda: NOW_S, api_keys=source).enter(ex)
+
+
+def test_a_good_api_key_gives_its_owner_at_once_and_a_token_beside_it_counts_for_nothing() -> None:
+    ex = with_key(b"key of p")
+    assert by_key(APIKeySource(PARTNER), ex) is PARTNER.principal
+    assert ex.auth_failure is None
+
+
+def test_no_api_key_is_missing_credentials_whatever_else_came() -> None:
+    ex = with_key(None)
+    with pytest.raises(MissingCredentials) as caught:
+        by_key(APIKeySource(), ex)
+    assert ex.auth_failure == "missing_credentials" and caught.value.headers
+
+
+def test_a_grace_period_lets_pass_who_has_no_api_key_and_nobody_with_a_wrong_one() -> None:
+    ex = with_key(None, auth_grace_period=True)
+    assert by_key(APIKeySource(), ex) is ANONYMOUS and ex.auth_failure == "missing_in_grace_period"
+    source, ex = APIKeySource(), with_key(b"", auth_grace_period=True)
+    seen: list[Any] = []
+    by_key(source, ex).addBoth(seen.append)
+    source.later.errback(InvalidAPIKey("key_malformed"))
+    assert seen[0].value.status == 401 and ex.auth_failure == "key_malformed"
+
+
+def test_a_key_that_is_looked_into_is_waited_for() -> None:
+    source, ex = APIKeySource(), with_key(b"key of p")
+    seen: list[Any] = []
+    by_key(source, ex).addBoth(seen.append)
+    source.later.callback(PARTNER)
+    assert seen == [PARTNER.principal] and ex.auth_failure is None
+
+
+@pytest.mark.parametrize("at_hand", [True, False])
+@pytest.mark.parametrize(("client_ip", "allowed"), [("10.1.2.3", True), ("192.0.2.7", False), ("nonsense", False)])
+def test_a_key_is_good_from_its_networks_only(at_hand: bool, client_ip: str, allowed: bool) -> None:
+    """403 ip_not_allowed: the key itself is good."""
+    source, ex = APIKeySource(*[FENCED] * at_hand), with_key(b"key of f")
+    ex.client_ip = client_ip
+    seen: list[Any] = []
+    try:
+        found = by_key(source, ex)
+        if isinstance(found, Deferred):
+            found.addBoth(lambda result: seen.append(getattr(result, "value", result)))
+            source.later.callback(FENCED)
+        else:
+            seen.append(found)
+    except GatewayError as refusal:
+        seen.append(refusal)
+    if allowed:
+        assert seen == [FENCED.principal] and ex.auth_failure is None
+    else:
+        assert (seen[0].status, seen[0].code) == (403, "ip_not_allowed") and ex.auth_failure == "ip_not_allowed"
+
+
+def test_an_api_key_without_a_place_to_look_it_up_is_503() -> None:
+    ex = with_key(b"key of p")
+    with pytest.raises(AuthenticationUnavailable):
+        by_key(None, ex)
+    assert ex.auth_failure == "not_configured"
