@@ -4,8 +4,9 @@
     level     the load, smoothed: it rises with RISE_S and falls with FALL_S, so what was shed comes back slowly
     share     of a priority's requests that are refused: 0 up to its threshold of the level, then a straight line
               to 1 at RAMP above it. P0 is never shed by load
-    memory    P3 above `shed`, then P2 and P1 one ramp later each; above `reject` every request, P0 too: a worker
-              that is killed for its memory serves nobody. It lets go only below RELEASE of what was reached
+    memory    P3 above `shed`, P2 one ramp later, P1 in the last third of the way to `reject`; from there on every
+              request, P0 too: a worker that is killed for its memory serves nobody. It lets go only below RELEASE of
+              what was reached
 
 Which requests of a priority go is no matter of chance: each adds its share to an account, and the one that makes it
 whole is refused. So at a share of 0.25 it is every fourth.
@@ -44,7 +45,6 @@ _LONGEST_STEP_S: Final = 0.2  # a measurement that came late speaks for no more 
 OFF: Final = 100.0  # a threshold of 100% is never exceeded
 
 PRIORITIES: Final = ("P0", "P1", "P2", "P3")
-_MEMORY_ORDER: Final = ("P3", "P2", "P1")
 
 NORMAL, SHEDDING, REJECTING = "normal", "shedding", "rejecting"
 
@@ -70,10 +70,15 @@ def cpu_share(level: float, threshold: float) -> float:
     return share_above(level, threshold, min(threshold * RAMP, OFF - threshold))
 
 
-def memory_share(percent: float, place: int, shed: float, reject: float) -> float:
-    """The share of the priority that goes `place` ramps after P3; a ramp is at most a third of the way to `reject`."""
-    ramp = max(min(shed * RAMP, (reject - shed) / 3), 1e-9)
-    return 0.0 if shed >= OFF else share_above(percent, min(shed + place * ramp, OFF), ramp)
+def memory_share(percent: float, priority: str, shed: float, reject: float) -> float:
+    """The share of P1, P2 or P3 that memory refuses. A ramp is at most a third of the way from `shed` to `reject`."""
+    if shed >= OFF:
+        return 0.0
+    third = max((reject - shed) / 3, 1e-9)
+    if priority == "P1":
+        return 0.0 if reject >= OFF else share_above(percent, reject - third, third)
+    ramp = min(shed * RAMP, third)
+    return share_above(percent, shed if priority == "P3" else min(shed + ramp, OFF), ramp)
 
 
 class Shedding:
@@ -144,8 +149,7 @@ class Shedding:
         threshold = self._cpu.get(priority)
         if threshold is None:
             return 0.0  # P0
-        place = _MEMORY_ORDER.index(priority)
-        return max(cpu_share(self.level, threshold), memory_share(self.memory, place, self._shed, self._reject))
+        return max(cpu_share(self.level, threshold), memory_share(self.memory, priority, self._shed, self._reject))
 
     def _lingers(self) -> bool:
         """Whether shedding ended only a moment ago and may come again: not worth a line in the log."""

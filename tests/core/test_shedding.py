@@ -175,10 +175,12 @@ def test_it_lets_go_below_what_was_reached() -> None:
 def test_more_memory_never_sheds_less_and_low_priorities_go_first(a: float, b: float, shed: float, more: float) -> None:
     low, high = sorted((a, b))
     reject = min(100.0, shed + more)
-    for place in range(3):
-        assert memory_share(low, place, shed, reject) <= memory_share(high, place, shed, reject)
-        if place:
-            assert memory_share(high, place, shed, reject) <= memory_share(high, place - 1, shed, reject)
+    for priority in ("P1", "P2", "P3"):
+        assert memory_share(low, priority, shed, reject) <= memory_share(high, priority, shed, reject)
+    p1, p2, p3 = (memory_share(high, priority, shed, reject) for priority in ("P1", "P2", "P3"))
+    assert p1 <= p2 + 1e-6 and p2 <= p3 + 1e-6
+    if high >= reject < 100.0:
+        assert p1 > 1 - 1e-6
 
 
 # -- which requests
