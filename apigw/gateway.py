@@ -12,7 +12,7 @@ from apigw.core.window import Demand
 from apigw.exchange import Exchange
 from apigw.net.deadlines import Deadlines
 from apigw.pipeline import Stage, compose
-from apigw.ports import CounterStore, KeySource, WallClock
+from apigw.ports import APIKeySource, CounterStore, KeySource, WallClock
 from apigw.stages.address_limit import AddressLimit
 from apigw.stages.admission import Admission
 from apigw.stages.authentication import Authentication, token_policy
@@ -56,7 +56,12 @@ class Generation:
 
 
 def stages(
-    snapshot: Snapshot, parts: Parts, keys: KeySource | None, counters: CounterStore, local: CounterStore
+    snapshot: Snapshot,
+    parts: Parts,
+    keys: KeySource | None,
+    counters: CounterStore,
+    local: CounterStore,
+    api_keys: APIKeySource | None = None,
 ) -> list[Stage]:
     """From the client down. Stage 1 is edge/channel.py, 10 and 11 the leaf, 12 edge/request.py, 13 the ledger."""
     config = snapshot.config
@@ -72,9 +77,9 @@ def stages(
         Admission(parts.in_flight, config.gateway.max_in_flight, parts.shedding, parts.on_shed),  # 6   503 overloaded
         StandingRefusal(refusals, parts.wall, parts.on_decision),  #   429 again, for a moment
         FailedAuthentication(  #                  wrong credentials: 401, and after some of them 429
-            Authentication(keys, token_policy(config.jwt), parts.wall),  # 7   401, 403, 503
+            Authentication(keys, token_policy(config.jwt), parts.wall, api_keys),  # 7   401, 403, 503
             addresses.take,
-            lambda presented: True,
+            _nobody_knows if api_keys is None else api_keys.knows,
             parts.wall,
             parts.on_decision,
         ),
@@ -83,6 +88,11 @@ def stages(
         BodyLimit(),  # 9                         413
         SelfAnswer(),  #                          backend_service: self
     ]
+
+
+def _nobody_knows(presented: bytes) -> bool:
+    """Of API keys where there are none."""
+    return False
 
 
 def concerns(stage: Stage, route: CompiledRoute) -> bool:
@@ -98,10 +108,11 @@ def build(
     keys: KeySource | None,
     counters: CounterStore,
     local: CounterStore,
+    api_keys: APIKeySource | None = None,
 ) -> Generation:
     """Raises PipelineError when the stages do not fit together."""
     routes = snapshot.routes.values()
-    chain = stages(snapshot, parts, keys, counters, local)
+    chain = stages(snapshot, parts, keys, counters, local, api_keys)
     if routes:
         chain = [stage for stage in chain if any(concerns(stage, route) for route in routes)]
     leaf = Proxy(parts.clock, parts.deadlines, pools, snapshot.config.limits.buffer_body_bytes)  # 10, 11

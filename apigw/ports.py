@@ -50,6 +50,10 @@ class APIKeySource(Protocol):
         """
         ...
 
+    def knows(self, presented: bytes) -> bool:
+        """Whether this key was good lately, so that asking for it costs no check of its secret."""
+        ...
+
 
 class SharedStore(Protocol):
     """What all gateways of a deployment share besides rate counters: a few commands, and messages. Off the hot path."""

@@ -1,10 +1,11 @@
 """What /status says and what gauges are read at a scrape: the worker's parts, asked in one place."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Callable
 
 import apigw
 
 if TYPE_CHECKING:
+    from apigw.adapters.api_keys import APIKeys
     from apigw.core.shedding import Shedding
     from apigw.upstream.pool import Pool
     from apigw.worker import Worker
@@ -32,7 +33,21 @@ def status(worker: "Worker") -> dict[str, object]:
         "in_flight": worker.site.in_flight,
         "event_loop_lag_ms": round(worker.lag.lag_s() * 1000, 3),
         "load": _load(worker.shedding),
+        "api_keys": None if worker.api_keys is None else _api_keys(worker.api_keys),
         "backends": {name: _backend(pool) for name, pool in worker.backends.pools.items()},
+    }
+
+
+def _api_keys(keys: "APIKeys") -> dict[str, object]:
+    return {
+        "remembered": len(keys.good),
+        "hits": keys.hits(),
+        "waiting": keys.cases.waiting,
+        "checks": {"running": keys.checks.busy, "queued": keys.checks.queued},
+        "turned_away": keys.turned_away(),
+        "unconfirmed": keys.examination.unconfirmed,
+        "changes_age_seconds": round(keys.changes.age_s(), 1),
+        "database_up": keys.changes.database_up,
     }
 
 
@@ -83,11 +98,33 @@ def watch(worker: "Worker") -> None:
         ("observer",),
         lambda: [((name,), float(n)) for name, n in worker.ledger.failures.items()],
     )
+    _watch_api_keys(worker)
     metrics.watch("redis_up", lambda: None if worker.redis is None else float(worker.redis.up))
     metrics.watch(
         "jwks_last_success_timestamp_seconds", lambda: None if worker.keys is None else worker.keys.last_success_epoch_s
     )
     metrics.watch("jwks_refresh_failures_total", lambda: None if worker.keys is None else worker.keys.refresh_failures)
+
+
+def _watch_api_keys(worker: "Worker") -> None:
+    """The source is another object after a reload that changed its section."""
+    metrics = worker.metrics
+
+    def rows(read: "Callable[[APIKeys], dict[str, int]]") -> "Callable[[], list[tuple[tuple[str], float]]]":
+        return lambda: [] if worker.api_keys is None else [
+            ((label,), float(n)) for label, n in read(worker.api_keys).items()
+        ]  # fmt: skip
+
+    def value(read: "Callable[[APIKeys], float]") -> "Callable[[], float | None]":
+        return lambda: None if worker.api_keys is None else read(worker.api_keys)
+
+    checks = rows(lambda keys: {"running": keys.checks.busy, "queued": keys.checks.queued})
+    metrics.watch_labelled("api_key_hits_total", ("layer",), rows(lambda keys: keys.hits()))
+    metrics.watch_labelled("api_key_checks", ("state",), checks)
+    metrics.watch("api_key_waiting", value(lambda keys: keys.cases.waiting))
+    metrics.watch("api_key_turned_away_total", value(lambda keys: keys.turned_away()))
+    metrics.watch("api_key_unconfirmed_total", value(lambda keys: keys.examination.unconfirmed))
+    metrics.watch("api_key_changes_age_seconds", value(lambda keys: keys.changes.age_s()))
 
 
 def _instances(worker: "Worker") -> list[tuple[tuple[str, str], float]]:

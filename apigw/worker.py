@@ -21,6 +21,7 @@ from twisted.python.failure import Failure
 import apigw
 from apigw import gateway
 from apigw.adapters.access_log import AccessLog
+from apigw.adapters.api_keys import APIKeys
 from apigw.adapters.health_probe import HealthProbe
 from apigw.adapters.jwks import JWKS
 from apigw.adapters.log_sinks import open_sinks
@@ -84,21 +85,11 @@ class Worker(MultiService):
         self.local_counters = MemoryCounters()
         self.redis = self._redis(config)  # None: rate limits count in this process
         self.keys = self._key_source(config)  # None: no route wants a JWT
+        self.api_keys: APIKeys | None = None  # no route wants an API key
         self.lag = LoopLag(reactor)
         self.shedding = Shedding(config.load_shedding.cpu_percent, config.load_shedding.memory_percent)
         self.backends = Backends(reactor, self.deadlines, HealthProbe(reactor))
-        self._parts = gateway.Parts(
-            clock=reactor,
-            deadlines=self.deadlines,
-            wall=wall,
-            randomness=Randomness(),
-            in_flight=lambda: self.site.in_flight,
-            ready=lambda: self.readiness().ok,
-            on_decision=self.metrics.rate_limit_decided,
-            on_shadow=ShadowLog(reactor).refused,
-            shedding=self.shedding,
-            on_shed=self.metrics.shed,
-        )
+        self._parts = self._stage_parts()
         first = self._generation(Snapshot(config), self.keys)
         self.site = Site(reactor, self.deadlines, wall, first, self.ledger.record)
         self.listeners = Listeners(reactor, self.site)
@@ -127,6 +118,20 @@ class Worker(MultiService):
                 child.setServiceParent(self)
         watch_access_log(self.metrics, self.access_log.sinks, lambda: self.access_log.sampled_out)
         watch(self)
+
+    def _stage_parts(self) -> gateway.Parts:
+        return gateway.Parts(
+            clock=self._reactor,
+            deadlines=self.deadlines,
+            wall=self._wall,
+            randomness=Randomness(),
+            in_flight=lambda: self.site.in_flight,
+            ready=lambda: self.readiness().ok,
+            on_decision=self.metrics.rate_limit_decided,
+            on_shadow=ShadowLog(self._reactor).refused,
+            shedding=self.shedding,
+            on_shed=self.metrics.shed,
+        )
 
     def _redis(self, config: Config) -> RedisCounters | None:
         if config.redis is None or config.rate_limits.store != "redis":

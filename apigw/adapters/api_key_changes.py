@@ -63,6 +63,10 @@ class Changes(Poller):
     def in_step(self) -> bool:
         return self._caught_up and self._store is not None and self._store.listening
 
+    def age_s(self) -> float:
+        """Seconds since changes were last heard of; 0 while in step."""
+        return 0.0 if self.in_step else max(0.0, self.clock.seconds() - self.heard_s)
+
     @property
     def database_up(self) -> bool:
         """Whether the last question was answered."""

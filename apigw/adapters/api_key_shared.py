@@ -12,10 +12,13 @@ from apigw.ports import SharedStore
 
 
 class SharedKeys:
-    """Redis as a cache: when it does not answer, nothing is there. `store` is None in a deployment without one."""
+    """Redis as a cache: when it does not answer, nothing is there. `store` is None in a deployment without one.
+
+    ttl_s: 0 for no cache at all.
+    """
 
     def __init__(self, store: SharedStore | None, ttl_s: float) -> None:
-        self._store = store
+        self._store = store if ttl_s > 0 else None
         self._ttl_s = max(1, round(ttl_s))
 
     async def get(self, digest: str, key_id: str) -> APIKey | None:

@@ -95,9 +95,17 @@ class APIKeys(MultiService):
                     return good.key
         return self._case(presented, good)
 
+    def knows(self, presented: bytes) -> bool:
+        """See ports.APIKeySource."""
+        return presented in self.good.by_presented or self.examination.proven(digest(presented))
+
     def hits(self) -> dict[str, int]:
         """Good keys by the layer that knew them: memory, redis, database."""
         return {"memory": self.memory_hits, **self.examination.hits}
+
+    def turned_away(self) -> int:
+        """Keys that were not looked into because too many were."""
+        return self.cases.turned_away + self.checks.rejected
 
     # -- what memory does not know
 

@@ -68,10 +68,11 @@ async def test_a_record_that_is_none_is_no_key(server: RedisServer) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_without_redis_nothing_is_there_and_nothing_fails(server: RedisServer) -> None:
+async def test_without_redis_or_cache_nothing_is_there_and_nothing_fails(server: RedisServer) -> None:
     down = Direct(server)
     down.down = True
-    for keys in (SharedKeys(down, 300.0), SharedKeys(None, 300.0)):
+    off = SharedKeys(Direct(server), 0.0)  # cache_ttl_seconds: 0
+    for keys in (SharedKeys(down, 300.0), SharedKeys(None, 300.0), off):
         assert await keys.get(NAME, "k1") is None
         await keys.put(KEY, NAME)
         await keys.drop(NAME)
