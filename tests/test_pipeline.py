@@ -8,6 +8,7 @@ from twisted.web.resource import IResource
 from twisted.web.server import NOT_DONE_YET
 from zope.interface.verify import verifyObject
 
+from apigw.errors import GatewayError
 from apigw.pipeline import PipelineError, StageResource, compose
 
 
@@ -129,3 +130,12 @@ def test_it_is_a_resource_of_twisted_web_without_children() -> None:
     assert resource.getChildWithDefault(b"x", None) is resource
     with pytest.raises(PipelineError):
         resource.putChild(b"x", None)
+
+
+def test_a_deferred_refusal_may_be_a_value() -> None:
+    """It stops the request as a raised one does; nothing behind it runs."""
+    request: Any = Waiting()
+    refused = GatewayError(status=429, code="rate_limit_exceeded")
+    compose([Step("a", gives="x", part=succeed(refused)), Step("b")], Leaf()).render(request)
+    assert request.exchange.log == ["a"] and request.failures == [refused]
+    assert not hasattr(request.exchange, "x")

@@ -144,6 +144,8 @@ class Request:
             return
         try:
             go_on(value, self)
+        except GatewayError as error:
+            self.fail(error)
         except Exception:
             self._wait_failed(Failure())
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from apigw.core.tier_counters import TierCounters
 from apigw.core.verdicts import ALLOWED, FAIL_OPEN, REJECTED, Refusal, exceeded, nearest, refusal
 from apigw.core.window import Counted, Demand
-from apigw.errors import CounterStoreDown
+from apigw.errors import CounterStoreDown, GatewayError
 from apigw.exchange import Exchange
 from apigw.ports import CounterStore, DecisionCounter, WallClock
 
@@ -34,14 +34,14 @@ class AddressLimit:
         self._counters = TierCounters()
 
     def unmatched(self, ex: Exchange) -> Any:
-        """None at once, or a Deferred of None. Raises (or fails with) GatewayError 429."""
+        """None, the GatewayError 429, or a Deferred of either."""
         tier = ex.snapshot.unmatched_tier
         if tier is None:
             return None
         refused = self.take(ex, tier)
         if refused is None or isinstance(refused, Refusal):
-            return _raised(refused)
-        return refused.addCallback(_raised)
+            return _error(refused)
+        return refused.addCallback(_error)
 
     def take(self, ex: Exchange, tier: "Tier") -> Any:
         """None when the address has requests left or the store is down, else a Refusal; or a Deferred of either."""
@@ -76,6 +76,5 @@ class AddressLimit:
         self._on_decision(tier, FAIL_OPEN)
 
 
-def _raised(refused: Refusal | None) -> None:
-    if refused is not None:
-        raise exceeded(refused.wait_s)
+def _error(refused: Refusal | None) -> GatewayError | None:
+    return None if refused is None else exceeded(refused.wait_s)

@@ -88,7 +88,7 @@ class FailedAuthentication:
         return self._wrong(failure.value, ex)
 
     def _wrong(self, wrong: Unauthorized, ex: Exchange) -> Any:
-        """Raises `wrong` or a 429; or a Deferred that fails so."""
+        """Raises `wrong` or a 429, or a Deferred of either."""
         tier = ex.snapshot.failed_auth_tier
         if tier is None or wrong.reason in _NO_GUESS:
             raise wrong
@@ -96,16 +96,16 @@ class FailedAuthentication:
             self._say_again(ex, wrong.reason)
         refused = self._count(ex, tier)
         if refused is None or isinstance(refused, Refusal):
-            return self._counted(refused, wrong, ex)
+            raise self._counted(refused, wrong, ex)
         return refused.addCallback(self._counted, wrong, ex)
 
-    def _counted(self, refused: Refusal | None, wrong: Unauthorized, ex: Exchange) -> None:
+    def _counted(self, refused: Refusal | None, wrong: Unauthorized, ex: Exchange) -> GatewayError:
         if refused is None:
-            raise wrong
+            return wrong
         by, verdict, wait_s = refused
         address = counting_address(ex.client_ip)
         self._exhausted.remember(address, self._wall(), wait_s, by.window_s, by.tier, verdict)
-        raise _too_many(wait_s, wrong.reason)
+        return _too_many(wait_s, wrong.reason)
 
     def _say_again(self, ex: Exchange, reason: str) -> None:
         """Raises the 429 that stands for this address, if one does."""

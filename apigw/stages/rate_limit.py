@@ -72,7 +72,10 @@ class RateLimit:
         except CounterStoreDown as down:
             return self._store_down(down, ex, demands, now_s)
         if isinstance(counted, Counted):
-            return self._judged(counted, ex, demands, now_s, shadows)
+            verdict = self._judged(counted, ex, demands, now_s, shadows)
+            if isinstance(verdict, GatewayError):
+                raise verdict
+            return verdict
         return counted.addCallbacks(
             self._judged,
             self._failed,
@@ -105,9 +108,10 @@ class RateLimit:
         now_s: float,
         shadows: Demands,
         decision: str = ALLOWED,
-    ) -> RateVerdict:
+    ) -> RateVerdict | GatewayError:
+        """What the headers say, or the 429."""
         if not counted.allowed:
-            raise self._refused(counted, ex, demands, now_s)
+            return self._refused(counted, ex, demands, now_s)
         self._on_decision(demands[0].tier, decision)
         if shadows:
             self._shadow(ex, shadows, now_s)
@@ -123,11 +127,19 @@ class RateLimit:
             self._refusals.remember(key, now_s, wait_s, by.window_s, by.tier, verdict, ex.principal)
         return exceeded(wait_s)
 
-    def _failed(self, failure: Any, ex: Exchange, demands: Demands, now_s: float) -> RateVerdict | None:
+    def _failed(self, failure: Any, ex: Exchange, demands: Demands, now_s: float) -> RateVerdict | GatewayError | None:
         failure.trap(CounterStoreDown)
-        return self._store_down(failure.value, ex, demands, now_s)
+        return self._by_fail_mode(failure.value, ex, demands, now_s)
 
     def _store_down(self, down: CounterStoreDown, ex: Exchange, demands: Demands, now_s: float) -> RateVerdict | None:
+        verdict = self._by_fail_mode(down, ex, demands, now_s)
+        if isinstance(verdict, GatewayError):
+            raise verdict
+        return verdict
+
+    def _by_fail_mode(
+        self, down: CounterStoreDown, ex: Exchange, demands: Demands, now_s: float
+    ) -> RateVerdict | GatewayError | None:
         """The route's fail mode decides. Tiers in shadow mode judge nothing meanwhile: they refuse nobody anyway."""
         mode = ex.route.fail_mode if ex.route is not None else "open"
         if mode == "local":
@@ -136,7 +148,7 @@ class RateLimit:
             return self._judged(counted, ex, demands, now_s, [], FAIL_LOCAL)
         if mode == "closed":
             self._on_decision(demands[0].tier, FAIL_CLOSED)
-            raise GatewayError(
+            return GatewayError(
                 "The rate limiter is unavailable.",
                 status=503,
                 code="rate_limiter_unavailable",

@@ -16,7 +16,7 @@ class RouteNotFound(GatewayError):
 
 
 class Routing:
-    """`unmatched(ex)` counts a request without a route against its client: None, a Deferred, or a raised 429."""
+    """`unmatched(ex)` counts a request without a route against its client: None, a 429, or a Deferred of either."""
 
     name = "routing"
     needs = frozenset(("target", "identity"))
@@ -31,8 +31,8 @@ class Routing:
         route = self._match(ex.target.path)
         if route is None:
             counting = self._unmatched(ex)
-            if counting is None:
-                raise RouteNotFound()
+            if counting is None or isinstance(counting, GatewayError):
+                raise _not_found(counting)
             return counting.addCallback(_not_found)
         method = ex.request.method
         if method not in route.methods:
@@ -48,5 +48,5 @@ class Routing:
         return route
 
 
-def _not_found(_: object) -> None:
-    raise RouteNotFound()
+def _not_found(refused: GatewayError | None) -> GatewayError:
+    return refused or RouteNotFound()

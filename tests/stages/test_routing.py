@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 
 from apigw.core.trie import Trie
 from apigw.errors import GatewayError
@@ -64,10 +64,21 @@ def test_counting_may_take_its_time(exchange: Any) -> None:
     answered: Deferred[None] = Deferred()
     said: list[Any] = []
     waiting = Routing(Trie(), lambda ex: answered).enter(exchange())
-    waiting.addErrback(lambda failure: said.append(failure.value))
+    waiting.addCallback(said.append)
     assert said == []
     answered.callback(None)
     assert isinstance(said[0], RouteNotFound)
+
+
+def test_a_client_over_its_limit_hears_429_and_not_404(exchange: Any) -> None:
+    """At once or when the counter has answered."""
+    over = GatewayError(status=429, code="rate_limit_exceeded")
+    with pytest.raises(GatewayError) as refusal:
+        Routing(Trie(), lambda ex: over).enter(exchange())
+    assert refusal.value is over
+    said: list[Any] = []
+    Routing(Trie(), lambda ex: succeed(over)).enter(exchange()).addCallback(said.append)
+    assert said == [over]
 
 
 def test_a_method_that_the_route_has_not_is_405_with_what_it_has(exchange: Any, snapshot: Any) -> None:
