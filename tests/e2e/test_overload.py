@@ -14,6 +14,8 @@ from tests.e2e.identity import bearer
 
 SECONDS = 6.0
 OVERLOAD = 3.0
+OF_A_CORE = 0.75  # with less, the worker was starved by others and not overloaded: measure again
+ATTEMPTS = 3
 AUTHORIZATION = "{}: {}\r\n"
 
 
@@ -43,6 +45,18 @@ def capacity(gateway: Gateway, head: str) -> float:
     return len(answers) / (cpu_s(gateway) - before_s)
 
 
+def overload(gateway: Gateway, rate: float, head: str) -> tuple[float, surge.Summary, surge.Summary]:
+    """(the part of a core that the worker had, what P0 saw, what P3 saw)."""
+    load = {"port": gateway.http, "seconds": SECONDS, "head": head}
+    before_s = cpu_s(gateway)
+    low = surge.clients(target="/low/x", rate=rate, connections=200, **load)
+    pay = surge.clients(target="/pay/x", rate=100, connections=20, **load)
+    gateway.until(lambda: gateway.status()["load"]["state"] == "shedding", SECONDS)
+    assert gateway.ask("GET", "/healthz").status == 200
+    paid, shed = surge.summary(pay, 30), surge.summary(low, 30)
+    return (cpu_s(gateway) - before_s) / SECONDS, paid, shed
+
+
 @pytest.mark.slow
 def test_at_three_times_the_capacity_p0_is_served_in_time_and_none_of_it_is_refused(
     launch: Launch, quick_backend: int
@@ -57,19 +71,18 @@ def test_at_three_times_the_capacity_p0_is_served_in_time_and_none_of_it_is_refu
     gateway = launch(change)
     head = AUTHORIZATION.format(*bearer())
     rate = OVERLOAD * capacity(gateway, head)
-    load = {"port": gateway.http, "seconds": SECONDS, "head": head}
-    low = surge.clients(target="/low/x", rate=rate, connections=200, **load)
-    pay = surge.clients(target="/pay/x", rate=100, connections=20, **load)
-    gateway.until(lambda: gateway.status()["load"]["state"] == "shedding", SECONDS)
-    assert gateway.ask("GET", "/healthz").status == 200
-    paid, shed = surge.summary(pay, 30), surge.summary(low, 30)
+    for _ in range(ATTEMPTS):
+        had, paid, shed = overload(gateway, rate, head)
+        if had > OF_A_CORE:
+            break
+        gateway.until(lambda: gateway.status()["load"]["state"] == "normal", 15)
 
     assert paid.statuses == {200: len(paid.answers)} and len(paid.answers) > 0.95 * SECONDS * 100
     assert paid.wait_s(0.99) < 0.1, (paid.wait_s(0.5), paid.wait_s(0.99), paid.wait_s(1.0))
     assert shed.statuses.keys() == {200, 503}
     assert shed.statuses[503] > shed.statuses[200]
     # it shows: metrics, log, /status
-    assert gateway.metric("shed_total", priority="P3") == shed.statuses[503]
+    assert gateway.metric("shed_total", priority="P3") == gateway.metric("requests_total", route="low", status="503")
     assert gateway.metric("shed_total", priority="P0") == 0
     gateway.until(lambda: gateway.status()["load"]["state"] == "normal", 15)
     refused = [entry for entry in gateway.entries() if entry["status"] == 503]
@@ -79,7 +92,7 @@ def test_at_three_times_the_capacity_p0_is_served_in_time_and_none_of_it_is_refu
     assert all(entry["backend_instance"] is None for entry in refused)
     lines = [line for line in gateway.output.read_text().splitlines() if "load shedding:" in line]
     assert "load shedding: shedding, load " in lines[0] and lines[-1].endswith("load shedding: over")
-    assert len(lines) < 10
+    assert len(lines) < 10 * ATTEMPTS
 
 
 def test_near_the_end_of_its_memory_everything_is_refused_but_health(launch: Launch) -> None:
