@@ -79,7 +79,8 @@ class StageResource:
 
     def _go_on(self, part: Any, request: Any) -> None:
         if isinstance(part, GatewayError):
-            raise part
+            request.fail(part)
+            return
         if self._gives is not None:
             setattr(request.exchange, self._gives, part)
         self._next(request)

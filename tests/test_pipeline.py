@@ -45,6 +45,9 @@ class Waiting:
         self.exchange = Slots()
         self.failures: list[Exception] = []
 
+    def fail(self, error: Exception) -> None:
+        self.failures.append(error)
+
     def wait(self, deferred: "Deferred[Any]", go_on: Any) -> None:
         deferred.addCallback(go_on, self)
         deferred.addErrback(lambda failure: self.failures.append(failure.value))

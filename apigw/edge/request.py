@@ -144,8 +144,6 @@ class Request:
             return
         try:
             go_on(value, self)
-        except GatewayError as error:
-            self.fail(error)
         except Exception:
             self._wait_failed(Failure())
 

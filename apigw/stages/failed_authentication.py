@@ -97,6 +97,7 @@ class FailedAuthentication:
         refused = self._count(ex, tier)
         if refused is None or isinstance(refused, Refusal):
             raise self._counted(refused, wrong, ex)
+        wrong.__traceback__ = None  # else its frames live until the counter has answered
         return refused.addCallback(self._counted, wrong, ex)
 
     def _counted(self, refused: Refusal | None, wrong: Unauthorized, ex: Exchange) -> GatewayError:
