@@ -299,12 +299,18 @@ class Gateway:
     def assert_accounts(self, *paths: Path) -> None:
         """Invariant 9: requests_total = entries written + dropped, and the entries are in the files."""
 
-        def square() -> bool:
-            total = self.metric("requests_total")
-            written, dropped = self.metric("access_log_written_total"), self.metric("access_log_dropped_total")
-            return total == written + dropped and written == len(self.entries(*paths))
+        seen: dict[str, float] = {}
 
-        self.until(square, 3.0)
+        def square() -> bool:
+            names = ("requests_total", "access_log_written_total", "access_log_dropped_total")
+            seen.update({name: self.metric(name) for name in names}, entries=len(self.entries(*paths)))
+            total, written, dropped, entries = seen.values()
+            return total == written + dropped and written == entries
+
+        try:
+            self.until(square, 3.0)
+        except AssertionError:
+            raise AssertionError(f"the accounts do not square: {seen}") from None
 
     def assert_clean(self) -> None:
         """No traceback in its output."""
