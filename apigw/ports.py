@@ -27,6 +27,14 @@ class CounterStore(Protocol):
         ...
 
 
+class SettlingStore(CounterStore, Protocol):
+    """A CounterStore that is far away, so that its counters may be added to later (core/allowance.py)."""
+
+    def add(self, demand: Demand, count: int, start_s: int) -> None:
+        """Add `count` requests to the demand's window that began at `start_s`. Never waits; lost while down."""
+        ...
+
+
 class KeySource(Protocol):
     """The verification keys of the identity service, cached and refreshed in the background."""
 

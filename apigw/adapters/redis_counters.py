@@ -27,7 +27,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from apigw.adapters.redis_link import RedisAddress, RedisLink
-from apigw.adapters.redis_script import LOAD, PROBE, Check, about_one_key, cured_by_new_connection, packed
+from apigw.adapters.redis_script import LOAD, PROBE, Check, Settlement, about_one_key, cured_by_new_connection, packed
 from apigw.config.model import RedisSection
 from apigw.core.window import Counted, Demand
 from apigw.errors import CounterStoreDown
@@ -96,7 +96,7 @@ class RedisCounters(Service):
         self._connections = 0
         self._backoff_s = FIRST_BACKOFF_S
         self._up_since_s = 0.0
-        self._batch: list[Check] = []  # of this turn
+        self._batch: list[Check | Settlement] = []  # of this turn
         self._again: list[Check] = []  # of this turn, met NOSCRIPT
         self._next_timer: Any = None  # to the next connect, or on a connection to the next probe
         self._probe_timers: list[Any] = []  # of the probe in flight
@@ -125,6 +125,13 @@ class RedisCounters(Service):
         deferred: Deferred[Counted] = Deferred()
         batch.append(Check(deferred, packed(demands, now_s), 1 + 2 * len(demands), self._refused))
         return deferred
+
+    def add(self, demand: Demand, count: int, start_s: int) -> None:
+        """Requests counted elsewhere, to the window that began at `start_s`; before the checks of this turn."""
+        if self.up and self._link is not None:
+            if not self._batch:
+                self._after_turn(self._flush)
+            self._batch.append(Settlement(demand, count, start_s))
 
     def _flush(self) -> None:
         batch, self._batch = self._batch, []

@@ -51,6 +51,21 @@ def packed(demands: Sequence[Demand], now_s: float) -> bytes:
     return pack(b"EVALSHA", SHA, len(keys), *keys, *rules)
 
 
+class Settlement:
+    """Requests that were let through unasked, on their way to their counter. Nobody waits for its reply."""
+
+    __slots__ = ("command",)
+
+    def __init__(self, demand: Demand, count: int, start_s: int) -> None:
+        self.command = pack(b"INCRBY", f"{demand.key}:{start_s}", count)  # its TTL was set by the check before
+
+    def __call__(self, reply: Any) -> None:
+        """An error reply is met by the check that goes along as well."""
+
+    def fail(self, reason: str | None) -> None:
+        """Lost, as all that was not counted while Redis was down."""
+
+
 class Check:
     """One request's question; called with its reply. Without its Deferred it has failed: the answer is too late."""
 

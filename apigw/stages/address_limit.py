@@ -1,16 +1,18 @@
 """Requests that got no further than the door count against the client's address: unmatched paths, wrong credentials.
 
-It fails open always: what it guards are the answers 404 and 401, which let nobody in.
+It fails open always: what it guards are the answers 404 and 401, which let nobody in. A store that is far away is
+not asked for each of them: core/allowance.py.
 """
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from apigw.core.allowance import Allowances
 from apigw.core.tier_counters import TierCounters
 from apigw.core.verdicts import ALLOWED, FAIL_OPEN, REJECTED, Refusal, exceeded, nearest, refusal
 from apigw.core.window import Counted, Demand
 from apigw.errors import CounterStoreDown, GatewayError
-from apigw.exchange import Exchange
+from apigw.exchange import Exchange, RateVerdict
 from apigw.ports import CounterStore, DecisionCounter, WallClock
 
 if TYPE_CHECKING:
@@ -32,6 +34,8 @@ class AddressLimit:
         self._on_decision = on_decision
         self._shadow = shadow
         self._counters = TierCounters()
+        self._settle: Callable[[Demand, int, int], None] | None = getattr(store, "add", None)  # ports.SettlingStore
+        self._allowances = Allowances()
 
     def unmatched(self, ex: Exchange) -> Any:
         """None, the GatewayError 429, or a Deferred of either."""
@@ -51,6 +55,8 @@ class AddressLimit:
         if counters.shadow:
             self._shadow(ex, demands, now_s)
             return None
+        if self._settle is not None and self._allowed(demands[0], ex, now_s):
+            return None
         try:
             counted = self._store.take(demands, now_s)
         except CounterStoreDown:
@@ -60,10 +66,26 @@ class AddressLimit:
         asked = (ex, demands, now_s)
         return counted.addCallbacks(self._judged, self._failed, callbackArgs=asked, errbackArgs=(tier.tier,))
 
+    def _allowed(self, demand: Demand, ex: Exchange, now_s: float) -> bool:
+        """Whether the request is of the address's allowance; if not, what was spent of it goes to the store."""
+        remaining = self._allowances.spend(demand.key, now_s)
+        if remaining is not None:
+            self._on_decision(demand.tier, ALLOWED)
+            end_s = int(now_s // demand.window_s + 1) * demand.window_s
+            ex.verdict = RateVerdict(demand.limit, remaining, end_s)
+            return True
+        spent, start_s = self._allowances.settle(demand.key)
+        if spent and self._settle is not None:
+            self._settle(demand, spent, start_s)
+        return False
+
     def _judged(self, counted: Counted, ex: Exchange, demands: list[Demand], now_s: float) -> Refusal | None:
         if counted.allowed:
             self._on_decision(demands[0].tier, ALLOWED)
-            ex.verdict = nearest(counted, demands, now_s)
+            verdict = ex.verdict = nearest(counted, demands, now_s)
+            if self._settle is not None:
+                demand = demands[0]
+                self._allowances.grant(demand.key, demand.limit, demand.window_s, verdict.remaining, now_s)
             return None
         refused = refusal(counted, demands, now_s)
         self._on_decision(demands[0].tier, REJECTED)

@@ -123,6 +123,19 @@ async def test_all_demands_are_counted_or_none(redis: RedisServer, stores: Store
 
 
 @pytest_twisted.ensureDeferred
+async def test_what_was_let_through_unasked_is_counted_before_the_check_that_goes_along(
+    redis: RedisServer, stores: Stores
+) -> None:
+    store = await stores.up(redis.port)
+    assert await outcome(store) == Counted(True, [(0, 1)])
+    store.add(demand(), 7, 1707264000)
+    assert await outcome(store) == Counted(True, [(0, 9)])
+    assert redis.command("TTL", "rate:{standard:user:a}:1707264000") > 0
+    store.stopService()
+    store.add(demand(), 7, 1707264000)  # lost, and nothing is raised
+
+
+@pytest_twisted.ensureDeferred
 async def test_checks_of_one_turn_are_one_write(redis: RedisServer, stores: Stores) -> None:
     """And the observer hears of one batch with its round trip."""
     store = await stores.up(redis.port)

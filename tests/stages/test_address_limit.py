@@ -127,3 +127,42 @@ def test_a_tier_in_shadow_mode_refuses_nobody() -> None:
     assert [world.unmatched(ex) for ex in asked] == [None] * 4
     assert world.shadowed == ["rate:{door:ip:203.0.113.42}"] * 4
     assert [ex.verdict for ex in asked] == [None] * 4 and world.decisions == []
+
+
+class FarAway(Later):
+    """A store that can be added to, as Redis."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked = 0
+        self.added: list[tuple[int, int]] = []
+
+    def take(self, demands: Any, now_s: float) -> Any:
+        self.asked += 1
+        return super().take(demands, now_s)
+
+    def add(self, demand: Demand, count: int, start_s: int) -> None:
+        self.added.append((count, start_s))
+        self._entry(demand.key, start_s, demand.window_s)[2] += count
+
+
+def test_far_from_its_limit_an_address_is_not_asked_for_each_time() -> None:
+    """Of 1,000 requests a hundredth at a time goes unasked, all of them are counted, and the headers go on falling."""
+    store = FarAway()
+    world = World(store)
+    tier = Tier("door", 1000, 60, "client_ip")
+    asked = [exchange(tier) for _ in range(1100)]
+    answers = [world.unmatched(ex) for ex in asked]
+    assert answers[:1000] == [None] * 1000 and all(answer.status == 429 for answer in answers[1000:])
+    assert store.asked < 250 and {count for count, _ in store.added} == {10}
+    remaining = [ex.verdict.remaining for ex in asked[:1000] if ex.verdict is not None]
+    assert remaining == list(range(999, -1, -1))
+    assert world.decisions.count(("door", "allowed")) == 1000
+
+
+def test_a_small_limit_is_asked_for_every_time() -> None:
+    store = FarAway()
+    world = World(store)
+    for _ in range(5):
+        world.unmatched(exchange(DOOR))
+    assert store.asked == 5 and store.added == []

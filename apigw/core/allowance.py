@@ -1,0 +1,58 @@
+"""Requests that an address may make before its counter is asked again: one in a hundred of its limit. Pure.
+
+Note [Allowances]
+  What counts against an address (unmatched paths, wrong credentials) is answered 404 or 401 here, and a question to
+  Redis is a third of such an answer. So when the counter was asked and the address is far from its limit, the next
+  requests, up to 1% of the limit and for at most a second of the same window, are counted here; the next question
+  takes their number along. What an address leaves when it goes quiet is forgotten.
+  N gateways let an address through at most N percent more than one would (the contract's accuracy is 5%); a limit
+  below 100 has no allowance and is exact. Nearer to the limit than twice the allowance there is none either.
+"""
+
+from typing import Final
+
+_SHARE: Final = 100  # of the limit: one in a hundred
+_LASTS_S: Final = 1.0
+_KEPT: Final = 4096  # addresses; the oldest leaves, and what it had is forgotten
+
+
+class _Allowance:
+    __slots__ = ("left", "spent", "until_s", "remaining", "begin_s")
+
+    def __init__(self, left: int, until_s: float, remaining: int, begin_s: int) -> None:
+        self.left = left
+        self.spent = 0
+        self.until_s = until_s
+        self.remaining = remaining
+        self.begin_s = begin_s
+
+
+class Allowances:
+    """By counter key (core/window.py). Times are epoch seconds."""
+
+    def __init__(self) -> None:
+        self._by_key: dict[str, _Allowance] = {}
+
+    def spend(self, key: str, now_s: float) -> int | None:
+        """One request of the allowance: what remains of the limit after it; None when the counter must be asked."""
+        allowance = self._by_key.get(key)
+        if allowance is None or allowance.left <= 0 or not 0.0 <= allowance.until_s - now_s <= _LASTS_S:
+            return None
+        allowance.left -= 1
+        allowance.spent += 1
+        return allowance.remaining - allowance.spent
+
+    def settle(self, key: str) -> tuple[int, int]:
+        """(requests let through unasked, begin of their window); the allowance ends with it. (0, 0) for none."""
+        allowance = self._by_key.pop(key, None)
+        return (0, 0) if allowance is None else (allowance.spent, allowance.begin_s)
+
+    def grant(self, key: str, limit: int, window_s: int, remaining: int, now_s: float) -> None:
+        """The counter was asked at `now_s` and said that `remaining` of `limit` are left."""
+        left = limit // _SHARE
+        if left < 1 or remaining <= 2 * left:
+            return
+        begin_s = int(now_s // window_s) * window_s
+        if len(self._by_key) >= _KEPT and key not in self._by_key:
+            del self._by_key[next(iter(self._by_key))]
+        self._by_key[key] = _Allowance(left, min(now_s + _LASTS_S, begin_s + window_s), remaining, begin_s)

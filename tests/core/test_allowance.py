@@ -1,0 +1,67 @@
+"""Allowances: never more than a hundredth of the limit unasked, settled by the next question, gone with the window."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from apigw.core.allowance import Allowances
+
+KEY = "rate:{door:ip:203.0.113.42}"
+NOW_S = 1_707_264_012.5
+
+
+def granted(limit: int = 1000, remaining: int = 900, now_s: float = NOW_S) -> Allowances:
+    allowances = Allowances()
+    allowances.grant(KEY, limit, 60, remaining, now_s)
+    return allowances
+
+
+def test_without_a_grant_the_counter_is_asked() -> None:
+    assert Allowances().spend(KEY, NOW_S) is None and Allowances().settle(KEY) == (0, 0)
+
+
+def test_a_hundredth_of_the_limit_is_let_through_and_then_settled() -> None:
+    allowances = granted()
+    assert [allowances.spend(KEY, NOW_S) for _ in range(11)] == [*range(899, 889, -1), None]
+    assert allowances.settle(KEY) == (10, 1_707_264_000)
+    assert allowances.spend(KEY, NOW_S) is None, "and it takes another question"
+
+
+def test_a_limit_below_a_hundred_is_exact() -> None:
+    assert granted(limit=99, remaining=99).spend(KEY, NOW_S) is None
+
+
+def test_near_the_limit_every_request_is_asked_for() -> None:
+    assert granted(limit=1000, remaining=20).spend(KEY, NOW_S) is None
+    assert granted(limit=1000, remaining=21).spend(KEY, NOW_S) == 20
+
+
+def test_it_ends_after_a_second_with_its_window_and_when_the_clock_steps_back() -> None:
+    assert granted().spend(KEY, NOW_S + 1.01) is None
+    assert granted(now_s=1_707_264_059.9).spend(KEY, 1_707_264_060.01) is None
+    assert granted().spend(KEY, NOW_S - 10.0) is None
+
+
+@given(st.integers(1, 5000), st.lists(st.floats(0, 3), max_size=300))
+def test_unasked_requests_never_exceed_their_share(limit: int, gaps: list[float]) -> None:
+    """Whatever the schedule: between two questions at most a hundredth of the limit."""
+    allowances = Allowances()
+    now_s, remaining, unasked = NOW_S, limit, 0
+    for gap in gaps:
+        now_s += gap / 100
+        if allowances.spend(KEY, now_s) is None:
+            spent, _ = allowances.settle(KEY)
+            assert spent == unasked <= limit / 100
+            remaining -= spent + 1
+            allowances.grant(KEY, limit, 60, remaining, now_s)
+            unasked = 0
+        else:
+            unasked += 1
+
+
+def test_the_memory_is_bounded() -> None:
+    allowances = Allowances()
+    for number in range(5000):
+        allowances.grant(f"rate:{{door:ip:{number}}}", 1000, 60, 900, NOW_S)
+    assert len(allowances._by_key) == 4096
+    assert allowances.spend("rate:{door:ip:0}", NOW_S) is None
+    assert allowances.spend("rate:{door:ip:4999}", NOW_S) == 899
