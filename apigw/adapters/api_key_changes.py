@@ -28,6 +28,33 @@ Since = Callable[[int | None], "Deferred[tuple[int, list[str]]]"]
 log = Logger()
 
 
+class Announcements:
+    """What Redis tells of API keys, for the sources that run. Made before the store starts, and outlives reloads."""
+
+    def __init__(self, store: SharedStore) -> None:
+        self.store = store
+        self._hearing: list[Changes] = []
+        store.listen(API_KEYS_CHANNEL, self._told, self._listens)
+
+    def add(self, changes: "Changes") -> None:
+        """It hears from now on."""
+        self._hearing.append(changes)
+        if self.store.listening:
+            changes.listens()
+
+    def remove(self, changes: "Changes") -> None:
+        if changes in self._hearing:
+            self._hearing.remove(changes)
+
+    def _told(self, message: bytes) -> None:
+        for changes in self._hearing:
+            changes.told(message)
+
+    def _listens(self) -> None:
+        for changes in self._hearing:
+            changes.listens()
+
+
 class Changes(Poller):
     """Calls on_changed(ids), or on_changed(None) for "any of them", after each change that is heard of.
 
@@ -40,14 +67,15 @@ class Changes(Poller):
     def __init__(
         self,
         clock: IReactorTime,
-        store: SharedStore | None,
+        announcements: Announcements | None,
         since: Since,
         on_changed: Callable[[list[str] | None], None],
         draw: Callable[[], float],
     ) -> None:
         super().__init__(clock, ASK_S, name="API key changes", jitter=0.1, draw=draw)
         self.heard_s = clock.seconds()
-        self._store = store
+        self._announcements = announcements
+        self._store = None if announcements is None else announcements.store
         self._since = since
         self._on_changed = on_changed
         self._number: int | None = None
@@ -56,8 +84,16 @@ class Changes(Poller):
         self._caught_up = False
         self._stamp = self._all_stamp = 0
         self._stamps: dict[str, int] = {}
-        if store is not None:
-            store.listen(API_KEYS_CHANNEL, self._told, self._listens)
+
+    def startService(self) -> None:
+        super().startService()
+        if self._announcements is not None:
+            self._announcements.add(self)
+
+    def stopService(self) -> None:
+        super().stopService()
+        if self._announcements is not None:
+            self._announcements.remove(self)
 
     @property
     def in_step(self) -> bool:
@@ -82,7 +118,7 @@ class Changes(Poller):
 
     # -- told by Redis
 
-    def _listens(self) -> None:
+    def listens(self) -> None:
         """The subscription begins, perhaps again: what was told before it may have been missed."""
         self._caught_up = False
         self._listening_s = self.clock.seconds()
@@ -92,7 +128,8 @@ class Changes(Poller):
         if not self._caught_up:
             self.poll_now()
 
-    def _told(self, message: bytes) -> None:
+    def told(self, message: bytes) -> None:
+        """{"key_id": ID} was changed."""
         try:
             key_id = orjson.loads(message)["key_id"]
         except (ValueError, TypeError, KeyError):

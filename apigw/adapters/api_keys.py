@@ -19,7 +19,7 @@ from twisted.python.failure import Failure
 
 from apigw.adapters.api_key_cache import Good, GoodKeys
 from apigw.adapters.api_key_cases import HOLD_S, Case, Cases
-from apigw.adapters.api_key_changes import Changes
+from apigw.adapters.api_key_changes import Announcements, Changes
 from apigw.adapters.api_key_check import SecretChecks
 from apigw.adapters.api_key_database import KeyDatabase, KeyTable
 from apigw.adapters.api_key_examination import Examination, Shown
@@ -27,7 +27,7 @@ from apigw.adapters.api_key_shared import SharedKeys
 from apigw.core.api_keys import APIKey, InvalidAPIKey, Malformed, digest, split
 from apigw.errors import GatewayError
 from apigw.net.deadlines import Deadlines
-from apigw.ports import SharedStore, WallClock
+from apigw.ports import WallClock
 from apigw.stages.authentication import AuthenticationUnavailable
 
 UNHEARD_S: Final = 5.0  # contract section 7: without Redis a revocation is effective within it
@@ -39,8 +39,8 @@ log = Logger()
 class APIKeys(MultiService):
     """An APIKeySource (ports.py). Starts and stops its threads and pollers.
 
-    open_table: makes the key table; blocks, so it is called in a thread. store: None without Redis.
-    knows_tier: whether the configuration has a tier of this name.
+    open_table: makes the key table; blocks, so it is called in a thread. announcements: of the store in Redis,
+    None without. knows_tier: whether the configuration has a tier of this name.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class APIKeys(MultiService):
         deadlines: Deadlines,
         wall: WallClock,
         open_table: Callable[[], KeyTable],
-        store: SharedStore | None,
+        announcements: Announcements | None,
         cache_ttl_s: float,
         knows_tier: Callable[[str], bool],
         *,
@@ -62,8 +62,8 @@ class APIKeys(MultiService):
         self.cases = Cases(deadlines, hold_s)
         self.database = KeyDatabase(reactor, open_table)
         self.checks = SecretChecks(reactor)
-        self.changes = Changes(reactor, store, self.database.since, self._changed, draw)
-        shared = SharedKeys(store, cache_ttl_s)
+        self.changes = Changes(reactor, announcements, self.database.since, self._changed, draw)
+        shared = SharedKeys(None if announcements is None else announcements.store, cache_ttl_s)
         self.examination = Examination(
             reactor, wall, self.good, shared, self.database, self.checks, self.changes, self._learned
         )

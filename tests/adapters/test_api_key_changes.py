@@ -5,7 +5,7 @@ from typing import Any
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.task import Clock
 
-from apigw.adapters.api_key_changes import Changes
+from apigw.adapters.api_key_changes import Announcements, Changes
 from apigw.errors import StoreDown
 from tests.adapters.api_key_world import Store
 
@@ -20,7 +20,8 @@ class World:
         self.asked = 0
         self.held: Deferred[Any] | None = None
         self.heard: list[list[str] | None] = []
-        self.changes = Changes(self.clock, store, self.since, self.heard.append, lambda: 0.0)
+        announcements = None if store is None else Announcements(store)
+        self.changes = Changes(self.clock, announcements, self.since, self.heard.append, lambda: 0.0)
 
     def since(self, number: int | None) -> Any:
         self.asked += 1
@@ -60,7 +61,6 @@ def test_without_redis_the_database_is_asked_every_two_seconds() -> None:
 def test_redis_tells_at_once_and_the_database_is_asked_seldom() -> None:
     store = Store()
     world = World(store).start()
-    store.begin()
     world.advance(2.1)
     assert world.changes.in_step
     asked = world.asked
@@ -113,6 +113,17 @@ def test_a_message_that_cannot_be_read_may_be_a_change() -> None:
         store.publish("apigw:apikeys", message)
         assert world.asked == asked + 1 and world.heard[-1] == ["a"]
         assert world.changes.in_step
+
+
+def test_a_source_made_by_a_reload_hears_from_its_start_and_a_stopped_one_no_more() -> None:
+    """The subscription is the process's; it began long before."""
+    store = Store()
+    world = World(store).start()
+    assert world.changes.in_step
+    world.changes.stopService()
+    store.publish("apigw:apikeys", b'{"key_id": "a"}')
+    store.begin()
+    assert world.heard == [None]
 
 
 def test_a_stamp_differs_after_a_change() -> None:

@@ -13,6 +13,7 @@ import pytest_twisted
 from twisted.internet import reactor as installed_reactor
 from twisted.internet.defer import Deferred, maybeDeferred
 
+from apigw.adapters.api_key_changes import Announcements
 from apigw.adapters.api_keys import APIKeys
 from apigw.core.api_keys import APIKey, digest, made, to_json
 from apigw.errors import GatewayError
@@ -37,13 +38,12 @@ class House:
         """One more, in step."""
         deadlines = Deadlines(reactor)
         store = more.pop("store", self.store)
+        announcements = None if store is None else Announcements(store)
         keys = APIKeys(
-            reactor, deadlines, lambda: self.now_s, lambda: self.table, store, more.pop("ttl_s", 300.0),
+            reactor, deadlines, lambda: self.now_s, lambda: self.table, announcements, more.pop("ttl_s", 300.0),
             lambda tier: tier == "gold", hold_s=0.05,
         )  # fmt: skip
         self.gateways.append(keys)
-        if store is not None:
-            store.begin()
         keys.startService()
         await until(lambda: keys.changes.in_step if store is not None else keys.changes.heard_s, reactor)
         return keys
