@@ -21,6 +21,8 @@ from twisted.python.failure import Failure
 import apigw
 from apigw import gateway
 from apigw.adapters.access_log import AccessLog
+from apigw.adapters.api_key_changes import Announcements
+from apigw.adapters.api_key_database import open_table
 from apigw.adapters.api_keys import APIKeys
 from apigw.adapters.health_probe import HealthProbe
 from apigw.adapters.jwks import JWKS
@@ -42,7 +44,7 @@ from apigw.edge.admin import AdminService, Readiness, judge_readiness, make_admi
 from apigw.edge.ledger import Ledger
 from apigw.edge.listeners import Listeners
 from apigw.edge.site import Site
-from apigw.errors import ConfigurationError
+from apigw.errors import ConfigurationError, StoreDown
 from apigw.net.connect import Connector
 from apigw.net.deadlines import Deadlines
 from apigw.net.memory import keep_out_of_sight, settle_memory, trim_memory
@@ -58,6 +60,7 @@ from apigw.upstream.backends import Backends
 
 log = Logger()
 
+_OLD_SOURCE_S = 10.0  # after a reload: what API keys of requests that began before it may still need
 _LOG_FLUSH_S = 5.0  # the access log's last chance at the end of the process
 
 
@@ -85,12 +88,13 @@ class Worker(MultiService):
         self.local_counters = MemoryCounters()
         self.redis = self._redis(config)  # None: rate limits count in this process
         self.keys = self._key_source(config)  # None: no route wants a JWT
-        self.api_keys: APIKeys | None = None  # no route wants an API key
+        self.announcements: Announcements | None = None  # of changed API keys; None: no Redis
+        self.api_keys = self._api_key_source(config)  # None: no route wants an API key
         self.lag = LoopLag(reactor)
         self.shedding = Shedding(config.load_shedding.cpu_percent, config.load_shedding.memory_percent)
         self.backends = Backends(reactor, self.deadlines, HealthProbe(reactor))
         self._parts = self._stage_parts()
-        first = self._generation(Snapshot(config), self.keys)
+        first = self._generation(Snapshot(config), self.keys, self.api_keys)
         self.site = Site(reactor, self.deadlines, wall, first, self.ledger.record)
         self.listeners = Listeners(reactor, self.site)
         self.listeners.apply(self.listeners.prepare(config.listeners))
@@ -109,6 +113,7 @@ class Worker(MultiService):
             Pruning(reactor, self.local_counters, wall),
             self.redis,
             self.keys,
+            self.api_keys,
             self.backends,
             FileWatch(reactor, config.config.poll_s, self._fingerprint, self.reloader.reload),
             AdminService(reactor, config.admin.address, config.admin.port, pages),
@@ -148,10 +153,24 @@ class Worker(MultiService):
     def _key_source(self, config: Config) -> JWKS | None:
         return None if config.jwt is None else JWKS(self._reactor, config.jwt, self._wall)
 
-    def _generation(self, snapshot: Snapshot, keys: JWKS | None) -> gateway.Generation:
+    def _api_key_source(self, config: Config) -> APIKeys | None:
+        section = config.api_keys
+        if section is None:
+            return None
+        return APIKeys(
+            self._reactor,
+            self.deadlines,
+            self._wall,
+            partial(open_table, section.database_url),
+            self.announcements,
+            section.cache_ttl_s,
+            lambda name: any(tier.tier == name for tier in self.config.rate_limits.tiers),
+        )
+
+    def _generation(self, snapshot: Snapshot, keys: JWKS | None, api_keys: APIKeys | None) -> gateway.Generation:
         pools = self.backends.configure(snapshot.config.backends)
         counters = self.redis or self.local_counters
-        return gateway.build(snapshot, self._parts, pools, keys, counters, self.local_counters)
+        return gateway.build(snapshot, self._parts, pools, keys, counters, self.local_counters, api_keys)
 
     # -- start
 
@@ -201,17 +220,15 @@ class Worker(MultiService):
             return
         refuse_restart_only(self.config, config)
         prepared = self.listeners.prepare(config.listeners)
-        keys = self.keys
-        if config.jwt != self.config.jwt:
-            try:
-                keys = await self._new_keys(config)
-            except ConfigurationError:
-                prepared.discard()
-                raise
-            if self._stopping:  # SIGTERM came while it waited: nothing opens again
-                prepared.discard()
-                return
-        self.site.swap(self._generation(snapshot, keys))
+        try:
+            keys, api_keys = await self._new_sources(config)
+        except ConfigurationError:
+            prepared.discard()
+            raise
+        if self._stopping:  # SIGTERM came while it waited: nothing opens again
+            prepared.discard()
+            return
+        self.site.swap(self._generation(snapshot, keys, api_keys))
         self.listeners.apply(prepared)
         if keys is not self.keys:
             if self.keys is not None:
@@ -219,11 +236,40 @@ class Worker(MultiService):
             self.keys = keys
         elif keys is not None:
             keys.poll_now()
+        old, self.api_keys = self.api_keys, api_keys
+        if old is not None and old is not api_keys:
+            self.deadlines.add(_OLD_SOURCE_S, old.disownServiceParent)
         self.shedding.configure(config.load_shedding.cpu_percent, config.load_shedding.memory_percent)
         self.config = config
         log.info("configuration {version} is in force", version=config.version)
         keep_out_of_sight()
         self._reactor.callInThread(trim_memory)
+
+    async def _new_sources(self, config: Config) -> tuple[JWKS | None, APIKeys | None]:
+        """What verifies credentials: as it is where its section is, else new and started. Raises ConfigurationError."""
+        keys, api_keys = self.keys, self.api_keys
+        if config.jwt != self.config.jwt:
+            keys = await self._new_keys(config)
+        if config.api_keys != self.config.api_keys:
+            try:
+                api_keys = await self._new_api_keys(config)
+            except ConfigurationError:
+                if keys is not None and keys is not self.keys:
+                    keys.disownServiceParent()
+                raise
+        return keys, api_keys
+
+    async def _new_api_keys(self, config: Config) -> APIKeys | None:
+        api_keys = self._api_key_source(config)
+        if api_keys is None:
+            return None
+        api_keys.setServiceParent(self)
+        try:
+            await api_keys.database.since(None)
+        except StoreDown as down:
+            api_keys.disownServiceParent()
+            raise ConfigurationError((f"auth.api_keys: {down}; the old section stays in use",)) from None
+        return api_keys
 
     async def _new_keys(self, config: Config) -> JWKS | None:
         """A started key source with keys. Raises ConfigurationError when it has none: tokens would be refused."""

@@ -9,7 +9,17 @@ import pytest
 import pytest_twisted
 from prometheus_client.parser import text_string_to_metric_families
 
-from apigw.config.model import Backend, Instance, JWTSection, Listener, RateLimits, RedisSection, Route, TLSSection
+from apigw.config.model import (
+    APIKeysSection,
+    Backend,
+    Instance,
+    JWTSection,
+    Listener,
+    RateLimits,
+    RedisSection,
+    Route,
+    TLSSection,
+)
 from apigw.edge.admin import _json
 from apigw.errors import ConfigurationError
 from apigw.names import METRIC_PREFIX, METRICS
@@ -30,7 +40,7 @@ def house() -> Iterator[House]:
 
 @pytest.fixture
 def furnished(house: House, tmp_path: Path) -> Worker:
-    """TLS on two addresses, tokens, Redis (which is down), a backend of two instances."""
+    """TLS on two addresses, tokens, API keys, Redis (which is down), a backend of two instances."""
     keys = tmp_path / "keys.json"
     keys.write_bytes(key_set("k1"))
     tls = TLSSection((certificate(tmp_path, "one", "one.test", "two.test"),))
@@ -38,6 +48,7 @@ def furnished(house: House, tmp_path: Path) -> Worker:
     return house.start(
         listeners=(Listener("127.0.0.1", house.port, tls), Listener("127.0.0.1", house.other_port, tls)),
         jwt=JWTSection(issuer=ISSUER, audience=AUDIENCE, jwks_file=keys),
+        api_keys=APIKeysSection(f"sqlite:///{tmp_path / 'keys.db'}"),
         redis=RedisSection(f"redis://127.0.0.1:{free_port()}"),
         rate_limits=RateLimits(store="redis"),
         backends=(Backend("users", instances, owner="team-users"),),
@@ -106,6 +117,12 @@ async def test_a_status_says_why_the_last_reload_was_refused(house: House) -> No
 def test_the_barest_worker_has_a_status_too(house: House) -> None:
     said = json.loads(json.dumps(status(house.start())))
     assert said["ready"] is True and said["backends"] == {}
+
+
+def test_a_status_shows_what_api_keys_wait_for(furnished: Worker, house: House) -> None:
+    said: Any = status(furnished)["api_keys"]
+    assert said["hits"] == {"memory": 0, "redis": 0, "database": 0} and said["waiting"] == 0
+    assert said["checks"] == {"running": 0, "queued": 0} and said["turned_away"] == said["unconfirmed"] == 0
 
 
 # -- gauges

@@ -1,6 +1,7 @@
 """The database of API keys as the loop sees it: its questions asked in threads, each with an end."""
 
 from collections.abc import Callable, Iterable
+from importlib import import_module
 from typing import Any, Final, Protocol, TypeVar
 
 from twisted.application.service import Service
@@ -91,6 +92,12 @@ class KeyDatabase(Service):
         if table is None:
             table = self._table = self._open_table()
         return question(table)
+
+
+def open_table(url: str) -> KeyTable:
+    """The table of `auth.api_keys.database_url`. Raises StoreDown."""
+    found: KeyTable = import_module("apigw.adapters.key_store").KeyStore(url)
+    return found
 
 
 def _since(table: KeyTable, number: int | None) -> tuple[int, list[str]]:
