@@ -23,7 +23,7 @@ from typing import Any, Final, Protocol
 from apigw.core.client_address import counting_address
 from apigw.core.refusals import ExhaustedAddresses
 from apigw.core.verdicts import REJECTED, Refusal, exceeded
-from apigw.errors import GatewayError, Unauthorized
+from apigw.errors import GatewayError, Unauthorized, or_raised
 from apigw.exchange import Exchange, Principal
 from apigw.ports import DecisionCounter, WallClock
 
@@ -67,11 +67,11 @@ class FailedAuthentication:
     def enter(self, ex: Exchange) -> Any:
         """The principal or a Deferred of it. Raises (or fails with) what authentication does, or 429."""
         if self._exhausted.any and self._is_unknown_key(ex):
-            self._say_again(ex, "not checked")
+            or_raised(self._standing(ex, "not checked"))
         try:
             principal = self._authenticate(ex)
         except Unauthorized as wrong:
-            return self._wrong(wrong, ex)
+            return or_raised(self._refusal(wrong, ex))
         if isinstance(principal, Principal):
             return principal
         return principal.addErrback(self._failed, ex)
@@ -85,18 +85,19 @@ class FailedAuthentication:
 
     def _failed(self, failure: Any, ex: Exchange) -> Any:
         failure.trap(Unauthorized)
-        return self._wrong(failure.value, ex)
+        return self._refusal(failure.value, ex)
 
-    def _wrong(self, wrong: Unauthorized, ex: Exchange) -> Any:
-        """Raises `wrong` or a 429, or a Deferred of either."""
+    def _refusal(self, wrong: Unauthorized, ex: Exchange) -> Any:
+        """`wrong` or a 429, or a Deferred of either."""
         tier = ex.snapshot.failed_auth_tier
         if tier is None or wrong.reason in _NO_GUESS:
-            raise wrong
-        if self._exhausted.any:
-            self._say_again(ex, wrong.reason)
+            return wrong
+        standing = self._standing(ex, wrong.reason)
+        if standing is not None:
+            return standing
         refused = self._count(ex, tier)
         if refused is None or isinstance(refused, Refusal):
-            raise self._counted(refused, wrong, ex)
+            return self._counted(refused, wrong, ex)
         wrong.__traceback__ = None  # else its frames live until the counter has answered
         return refused.addCallback(self._counted, wrong, ex)
 
@@ -108,15 +109,18 @@ class FailedAuthentication:
         self._exhausted.remember(address, self._wall(), wait_s, by.window_s, by.tier, verdict)
         return _too_many(wait_s, wrong.reason)
 
-    def _say_again(self, ex: Exchange, reason: str) -> None:
-        """Raises the 429 that stands for this address, if one does."""
+    def _standing(self, ex: Exchange, reason: str) -> GatewayError | None:
+        """The 429 that stands for this address, if one does."""
+        if not self._exhausted.any:
+            return None
         now_s = self._wall()
         standing = self._exhausted.of(counting_address(ex.client_ip), now_s)
-        if standing is not None:
-            self._on_decision(standing.tier, REJECTED)
-            ex.rate_limited = True
-            ex.verdict = standing.verdict
-            raise _too_many(max(1, ceil(standing.retry_at_s - now_s)), reason)
+        if standing is None:
+            return None
+        self._on_decision(standing.tier, REJECTED)
+        ex.rate_limited = True
+        ex.verdict = standing.verdict
+        return _too_many(max(1, ceil(standing.retry_at_s - now_s)), reason)
 
 
 def _too_many(wait_s: int, reason: str) -> GatewayError:
