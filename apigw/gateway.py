@@ -2,9 +2,10 @@
 
 from typing import Any, Callable, Mapping
 
-from attrs import frozen
+from attrs import Factory, frozen
 
 from apigw.config.snapshot import CompiledRoute, Snapshot
+from apigw.core.global_share import GlobalShares
 from apigw.core.refusals import Refusals
 from apigw.core.shedding import Shedding
 from apigw.core.trace import Randomness
@@ -45,6 +46,7 @@ class Parts:
     shedding: Shedding
     on_shed: Callable[[str], None]
     on_shadow: Callable[[Demand, Exchange], None] = lambda demand, ex: None
+    shares: GlobalShares = Factory(GlobalShares)
 
 
 @frozen
@@ -84,7 +86,7 @@ def stages(
             parts.on_decision,
         ),
         RequiredScopes(),  #                      403 insufficient_scope
-        RateLimit(counters, local, parts.wall, parts.on_decision, refusals, shadow.take),  # 8   429, 503
+        RateLimit(counters, local, parts.wall, parts.on_decision, refusals, shadow.take, parts.shares),  # 8   429, 503
         BodyLimit(),  # 9                         413
         SelfAnswer(),  #                          backend_service: self
     ]

@@ -42,17 +42,25 @@ class Allowances:
         allowance.spent += 1
         return allowance.remaining - allowance.spent
 
-    def settle(self, key: str) -> tuple[int, int]:
-        """(requests let through unasked, begin of their window); the allowance ends with it. (0, 0) for none."""
+    def settle(self, key: str, window_s: int, now_s: float) -> tuple[int, int]:
+        """(requests let through unasked, begin of their window); the allowance ends with it. (0, 0) for none.
+
+        What was let through two windows ago is forgotten: its counter has expired and would be made anew for ever.
+        """
         allowance = self._by_key.pop(key, None)
-        return (0, 0) if allowance is None else (allowance.spent, allowance.begin_s)
+        if allowance is None or now_s >= allowance.begin_s + 2 * window_s:
+            return 0, 0
+        return allowance.spent, allowance.begin_s
 
     def grant(self, key: str, limit: int, window_s: int, remaining: int, now_s: float) -> None:
-        """The counter was asked at `now_s` and said that `remaining` of `limit` are left."""
+        """The counter was asked at `now_s` and said that `remaining` of `limit` are left.
+
+        Several may have asked before the first answer; the later ones change nothing, or what was spent were lost.
+        """
         left = limit // _SHARE
-        if left < 1 or remaining <= 2 * left:
+        if left < 1 or remaining <= 2 * left or key in self._by_key:
             return
         begin_s = int(now_s // window_s) * window_s
-        if len(self._by_key) >= _KEPT and key not in self._by_key:
+        if len(self._by_key) >= _KEPT:
             del self._by_key[next(iter(self._by_key))]
         self._by_key[key] = _Allowance(left, min(now_s + _LASTS_S, begin_s + window_s), remaining, begin_s)

@@ -20,17 +20,18 @@ if TYPE_CHECKING:
 class Counters:
     """The counters of one tier: its key prefixes, prepared once.
 
-    shadow: the tier counts and refuses nobody.
+    shadow: the tier counts and refuses nobody. everybody: it has one counter for all.
     """
 
     __slots__ = (
-        "tier", "shadow", "_name", "_limit", "_window_s", "_per", "_network",
+        "tier", "shadow", "everybody", "_name", "_limit", "_window_s", "_per", "_network",
         "_user", "_api_key", "_ip", "_fingerprint", "_all",
     )  # fmt: skip
 
     def __init__(self, tier: "Tier") -> None:
         self.tier = tier
         self.shadow = tier.mode == "shadow"
+        self.everybody = tier.per == "global"
         self._name = tier.tier
         self._limit = tier.limit
         self._window_s = tier.window_s

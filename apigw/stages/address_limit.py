@@ -74,7 +74,7 @@ class AddressLimit:
             end_s = int(now_s // demand.window_s + 1) * demand.window_s
             ex.verdict = RateVerdict(demand.limit, remaining, end_s)
             return True
-        spent, start_s = self._allowances.settle(demand.key)
+        spent, start_s = self._allowances.settle(demand.key, demand.window_s, now_s)
         if spent and self._settle is not None:
             self._settle(demand, spent, start_s)
         return False

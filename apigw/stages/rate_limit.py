@@ -8,31 +8,48 @@
                             local       this worker's own counters decide      fail_local or rejected
 
 One decision is counted a request, for the tier that refused it, else for its own tier. Tiers in shadow mode are
-asked when the others have let the request through (stages/shadow_limit.py); no header speaks of them.
+asked when the others have let the request through (stages/shadow_limit.py); no header speaks of them. The global tier
+is asked for some requests only, where the store can be told of the others later (core/global_share.py).
 """
 
 from collections.abc import Callable
 from math import ceil
-from typing import Any
+from typing import Any, NamedTuple
 
 from apigw.constants import RETRY_AFTER_DEPENDENCY_S
+from apigw.core.global_share import GlobalShares
 from apigw.core.refusals import Key, Refusals
 from apigw.core.tier_counters import TierCounters
 from apigw.core.verdicts import ALLOWED, FAIL_CLOSED, FAIL_LOCAL, FAIL_OPEN, REJECTED, exceeded, nearest, refusal
-from apigw.core.window import Counted, Demand
-from apigw.errors import CounterStoreDown, GatewayError
+from apigw.core.window import Counted, Demand, window_start
+from apigw.errors import CounterStoreDown, GatewayError, or_raised
 from apigw.exchange import ANONYMOUS, Exchange, RateVerdict
 from apigw.ports import CounterStore, DecisionCounter, WallClock
 
 Demands = list[Demand]
 
 
+class _Asked(NamedTuple):
+    """One request: what the store is asked, the shadows to be asked after it, and the global tier.
+
+    overall: the global tier's counter. left: of its limit, when the request was counted on this worker's share;
+    None when it stands at the end of `demands` instead.
+    """
+
+    ex: Exchange
+    demands: Demands
+    shadows: Demands
+    overall: Demand | None
+    left: int | None
+    now_s: float
+
+
 class RateLimit:
     """Stage 8. The tiers are those of the exchange's own snapshot, so a reload changes nothing for its request.
 
     `local` decides for routes with fail mode local while `store` is down; `shadow` takes the demands of tiers in
-    shadow mode. A request that is refused never gets its part from the runner, so the stage itself sets
-    `ex.verdict` before it raises: a 429 has the X-RateLimit headers too.
+    shadow mode; `shares` are the worker's, if `store` can settle them. A request that is refused never gets its part
+    from the runner, so the stage itself sets `ex.verdict` before it raises: a 429 has the X-RateLimit headers too.
     """
 
     name = "rate_limit"
@@ -47,6 +64,7 @@ class RateLimit:
         on_decision: DecisionCounter,
         refusals: Refusals,
         shadow: Callable[[Exchange, Demands, float], None],
+        shares: GlobalShares,
     ) -> None:
         self._refusals = refusals
         self._store = store
@@ -54,6 +72,8 @@ class RateLimit:
         self._wall = wall
         self._on_decision = on_decision
         self._shadow = shadow
+        self._shares = shares
+        self._settle: Callable[[Demand, int, int], None] | None = getattr(store, "add", None)  # ports.SettlingStore
         self._counters = TierCounters()
 
     def enter(self, ex: Exchange) -> Any:
@@ -61,30 +81,18 @@ class RateLimit:
 
         Raises GatewayError: 429 rate_limit_exceeded, 503 rate_limiter_unavailable.
         """
-        demands, shadows = self._demands(ex)
-        now_s = self._wall()
-        if not demands:
-            if shadows:
-                self._shadow(ex, shadows, now_s)
-            return None
+        asked = self._asked(ex, self._wall())
+        if not asked.demands:
+            return self._unasked(asked)
         try:
-            counted = self._store.take(demands, now_s)
+            counted = self._store.take(asked.demands, asked.now_s)
         except CounterStoreDown as down:
-            return self._store_down(down, ex, demands, now_s)
+            return or_raised(self._by_fail_mode(down, asked))
         if isinstance(counted, Counted):
-            verdict = self._judged(counted, ex, demands, now_s, shadows)
-            if isinstance(verdict, GatewayError):
-                raise verdict
-            return verdict
-        return counted.addCallbacks(
-            self._judged,
-            self._failed,
-            callbackArgs=(ex, demands, now_s, shadows),
-            errbackArgs=(ex, demands, now_s),
-        )
+            return or_raised(self._judged(counted, asked))
+        return counted.addCallbacks(self._judged, self._failed, callbackArgs=(asked,), errbackArgs=(asked,))
 
-    def _demands(self, ex: Exchange) -> tuple[Demands, Demands]:
-        """What is enforced, and what is only watched."""
+    def _asked(self, ex: Exchange, now_s: float) -> _Asked:
         snapshot = ex.snapshot
         principal = ex.principal or ANONYMOUS
         tier = snapshot.tiers.get(principal.tier) if principal.tier is not None else None
@@ -95,27 +103,56 @@ class RateLimit:
         if tier is not None:
             counters = self._counters.of(tier)
             (shadows if counters.shadow else demands).append(counters.demand(ex, principal))
+        overall = left = None
         if snapshot.global_tier is not None and snapshot.global_tier is not tier:
             counters = self._counters.of(snapshot.global_tier)
-            (shadows if counters.shadow else demands).append(counters.demand(ex, principal))
-        return demands, shadows
+            demand = counters.demand(ex, principal)
+            if counters.shadow:
+                shadows.append(demand)
+            elif self._settle is None or not counters.everybody:
+                demands.append(demand)
+            else:
+                overall = demand
+                left = self._shares.spend(demand, now_s)
+                if left is None:
+                    demands.append(demand)
+                    spent, start_s = self._shares.settle(demand, now_s)
+                    if spent:
+                        self._settle(demand, spent, start_s)
+        return _Asked(ex, demands, shadows, overall, left, now_s)
 
-    def _judged(
-        self,
-        counted: Counted,
-        ex: Exchange,
-        demands: Demands,
-        now_s: float,
-        shadows: Demands,
-        decision: str = ALLOWED,
-    ) -> RateVerdict | GatewayError:
+    def _unasked(self, asked: _Asked) -> RateVerdict | None:
+        """Nothing to ask: no tier but shadows, or the global one alone and this worker's share."""
+        if asked.shadows:
+            self._shadow(asked.ex, asked.shadows, asked.now_s)
+        if asked.overall is None or asked.left is None:
+            return None
+        self._on_decision(asked.overall.tier, ALLOWED)
+        return _of_share(asked.overall, asked.left, asked.now_s)
+
+    def _judged(self, counted: Counted, asked: _Asked) -> RateVerdict | GatewayError:
         """What the headers say, or the 429."""
+        if asked.overall is not None and asked.left is None:
+            self._shares.learn(asked.overall, *counted.counts[-1], asked.now_s)
+        return self._decided(counted, asked, ALLOWED)
+
+    def _decided(self, counted: Counted, asked: _Asked, decision: str) -> RateVerdict | GatewayError:
+        demands, now_s, left = asked.demands, asked.now_s, asked.left
         if not counted.allowed:
-            return self._refused(counted, ex, demands, now_s)
+            self._take_back(asked)
+            return self._refused(counted, asked.ex, demands, now_s)
         self._on_decision(demands[0].tier, decision)
-        if shadows:
-            self._shadow(ex, shadows, now_s)
-        return nearest(counted, demands, now_s)
+        if asked.shadows:
+            self._shadow(asked.ex, asked.shadows, now_s)
+        verdict = nearest(counted, demands, now_s)
+        if left is not None and left < verdict.remaining and asked.overall is not None:
+            return _of_share(asked.overall, left, now_s)
+        return verdict
+
+    def _take_back(self, asked: _Asked) -> None:
+        """A refused request is not counted."""
+        if asked.overall is not None and asked.left is not None:
+            self._shares.take_back(asked.overall)
 
     def _refused(self, counted: Counted, ex: Exchange, demands: Demands, now_s: float) -> GatewayError:
         by, verdict, wait_s = refusal(counted, demands, now_s)
@@ -127,27 +164,21 @@ class RateLimit:
             self._refusals.remember(key, now_s, wait_s, by.window_s, by.tier, verdict, ex.principal)
         return exceeded(wait_s)
 
-    def _failed(self, failure: Any, ex: Exchange, demands: Demands, now_s: float) -> RateVerdict | GatewayError | None:
+    def _failed(self, failure: Any, asked: _Asked) -> RateVerdict | GatewayError | None:
         failure.trap(CounterStoreDown)
-        return self._by_fail_mode(failure.value, ex, demands, now_s)
+        return self._by_fail_mode(failure.value, asked)
 
-    def _store_down(self, down: CounterStoreDown, ex: Exchange, demands: Demands, now_s: float) -> RateVerdict | None:
-        verdict = self._by_fail_mode(down, ex, demands, now_s)
-        if isinstance(verdict, GatewayError):
-            raise verdict
-        return verdict
-
-    def _by_fail_mode(
-        self, down: CounterStoreDown, ex: Exchange, demands: Demands, now_s: float
-    ) -> RateVerdict | GatewayError | None:
+    def _by_fail_mode(self, down: CounterStoreDown, asked: _Asked) -> RateVerdict | GatewayError | None:
         """The route's fail mode decides. Tiers in shadow mode judge nothing meanwhile: they refuse nobody anyway."""
-        mode = ex.route.fail_mode if ex.route is not None else "open"
+        route = asked.ex.route
+        mode = route.fail_mode if route is not None else "open"
         if mode == "local":
-            counted = self._local.take(demands, now_s)
+            counted = self._local.take(asked.demands, asked.now_s)
             assert isinstance(counted, Counted)  # the worker's own memory never waits
-            return self._judged(counted, ex, demands, now_s, [], FAIL_LOCAL)
+            return self._decided(counted, asked._replace(shadows=[]), FAIL_LOCAL)
         if mode == "closed":
-            self._on_decision(demands[0].tier, FAIL_CLOSED)
+            self._take_back(asked)
+            self._on_decision(asked.demands[0].tier, FAIL_CLOSED)
             return GatewayError(
                 "The rate limiter is unavailable.",
                 status=503,
@@ -155,8 +186,13 @@ class RateLimit:
                 retry_after_s=RETRY_AFTER_DEPENDENCY_S,
                 detail=str(down),
             )
-        self._on_decision(demands[0].tier, FAIL_OPEN)
+        self._on_decision(asked.demands[0].tier, FAIL_OPEN)
         return None
+
+
+def _of_share(overall: Demand, left: int, now_s: float) -> RateVerdict:
+    """What the headers say of the global tier when this worker counted the request itself."""
+    return RateVerdict(overall.limit, max(0, left), window_start(now_s, overall.window_s) + overall.window_s)
 
 
 def caller(ex: Exchange) -> Key | None:

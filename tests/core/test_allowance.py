@@ -16,13 +16,13 @@ def granted(limit: int = 1000, remaining: int = 900, now_s: float = NOW_S) -> Al
 
 
 def test_without_a_grant_the_counter_is_asked() -> None:
-    assert Allowances().spend(KEY, NOW_S) is None and Allowances().settle(KEY) == (0, 0)
+    assert Allowances().spend(KEY, NOW_S) is None and Allowances().settle(KEY, 60, NOW_S) == (0, 0)
 
 
 def test_a_hundredth_of_the_limit_is_let_through_and_then_settled() -> None:
     allowances = granted()
     assert [allowances.spend(KEY, NOW_S) for _ in range(11)] == [*range(899, 889, -1), None]
-    assert allowances.settle(KEY) == (10, 1_707_264_000)
+    assert allowances.settle(KEY, 60, NOW_S) == (10, 1_707_264_000)
     assert allowances.spend(KEY, NOW_S) is None, "and it takes another question"
 
 
@@ -41,6 +41,22 @@ def test_it_ends_after_a_second_with_its_window_and_when_the_clock_steps_back() 
     assert granted().spend(KEY, NOW_S - 10.0) is None
 
 
+def test_what_was_spent_is_settled_while_its_counter_lives_and_not_after() -> None:
+    """In the next window it still counts; later it would make a counter that nothing ever removes."""
+    for later_s, settled in ((119.0, (1, 1_707_264_000)), (120.0, (0, 0))):
+        allowances = granted()
+        allowances.spend(KEY, NOW_S)
+        assert allowances.settle(KEY, 60, 1_707_264_000 + later_s) == settled
+
+
+def test_a_second_answer_forgets_nothing_of_what_was_spent_since_the_first() -> None:
+    """A flood asks several times before the first answer is there."""
+    allowances = granted()
+    allowances.spend(KEY, NOW_S)
+    allowances.grant(KEY, 1000, 60, 890, NOW_S)
+    assert allowances.settle(KEY, 60, NOW_S) == (1, 1_707_264_000)
+
+
 @given(st.integers(1, 5000), st.lists(st.floats(0, 3), max_size=300))
 def test_unasked_requests_never_exceed_their_share(limit: int, gaps: list[float]) -> None:
     """Whatever the schedule: between two questions at most a hundredth of the limit."""
@@ -49,7 +65,7 @@ def test_unasked_requests_never_exceed_their_share(limit: int, gaps: list[float]
     for gap in gaps:
         now_s += gap / 100
         if allowances.spend(KEY, now_s) is None:
-            spent, _ = allowances.settle(KEY)
+            spent, _ = allowances.settle(KEY, 60, now_s)
             assert spent == unasked <= limit / 100
             remaining -= spent + 1
             allowances.grant(KEY, limit, 60, remaining, now_s)

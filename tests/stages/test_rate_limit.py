@@ -3,15 +3,21 @@
 from typing import Any
 
 import pytest
-from twisted.internet.defer import Deferred
+import pytest_twisted
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
+from twisted.internet.endpoints import TCP4ClientEndpoint, connectProtocol
 
 from apigw.adapters.memory_counters import MemoryCounters
-from apigw.config.model import Tier
+from apigw.adapters.redis_counters import RedisCounters
+from apigw.config.model import RedisSection, Tier
+from apigw.core.global_share import GlobalShares
 from apigw.core.refusals import Refusals
 from apigw.core.window import Counted, Demand
 from apigw.errors import CounterStoreDown, GatewayError
 from apigw.exchange import ANONYMOUS, ClientRequest, Exchange, Principal
 from apigw.stages.rate_limit import RateLimit, StandingRefusal
+from tests.servers import redis_server, until
 
 NOW_S = 1_707_264_012.5
 KEY_HASH = "ab" * 32
@@ -85,7 +91,9 @@ class World:
         self.now_s = NOW_S
         refusals = Refusals()
         self.shadowed: list[str] = []
-        self.stage = RateLimit(self.store, MemoryCounters(), lambda: NOW_S, self.decide, refusals, self.shadow)
+        self.stage = RateLimit(
+            self.store, MemoryCounters(), lambda: NOW_S, self.decide, refusals, self.shadow, GlobalShares()
+        )
         self.standing = StandingRefusal(refusals, lambda: self.now_s, self.decide)
 
     def decide(self, tier: str, decision: str) -> None:
@@ -254,6 +262,57 @@ def test_fail_mode_local_counts_in_this_worker(later: bool) -> None:
     assert world.decisions == [("login", "fail_local"), ("login", "fail_local"), ("login", "rejected")]
 
 
+class Settling(Recording):
+    """A store that can be told later, as Redis can."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.added: list[tuple[str, int]] = []
+
+    def add(self, demand: Demand, count: int, start_s: int) -> None:
+        self.added.append((demand.tier, count))
+        self._entries[demand.key][2] += count
+
+
+WIDE = Tier("all", 8000, 60, "global")  # a worker's share is 20
+
+
+def test_the_global_tier_is_asked_once_in_a_while_where_the_store_can_be_told_later() -> None:
+    """Every request still counts, and the headers still know of it."""
+    world = World(Settling())
+    many = Tier("many", 100_000, 60, "user_id")
+    verdicts = [world.enter(exchange(many, global_tier=WIDE)) for _ in range(43)]
+    assert [len(asked) for asked in world.store.asked] == [2] + [1] * 20 + [2] + [1] * 20 + [2]
+    assert world.store.added == [("all", 20)] * 2
+    assert [verdict.remaining for verdict in verdicts] == [*range(7999, 7956, -1)]
+    assert {(verdict.limit, verdict.reset_epoch_s) for verdict in verdicts} == {(8000, 1_707_264_060)}
+
+
+def test_a_request_with_the_global_tier_alone_needs_no_store_while_the_share_lasts() -> None:
+    world = World(Settling())
+    verdicts = [world.enter(exchange(None, global_tier=WIDE)) for _ in range(21)]
+    assert len(world.store.asked) == 1
+    assert verdicts[-1].remaining == 7979
+    assert world.decisions == [("all", "allowed")] * 21
+
+
+def test_what_the_own_tier_refuses_is_not_counted_globally_either() -> None:
+    world = World(Settling())
+    for _ in range(15):
+        world.enter(exchange(global_tier=WIDE))  # five of them pass
+    many = Tier("many", 10**6, 60, "user_id")
+    left = world.enter(exchange(many, Principal(user_id="bob"), global_tier=WIDE))
+    assert (left.limit, left.remaining) == (8000, 7994)
+
+
+@pytest.mark.parametrize("per", ["client_ip", "fingerprint"])
+def test_a_global_tier_that_does_not_count_everybody_is_asked_each_time(per: str) -> None:
+    world = World(Settling())
+    for _ in range(3):
+        world.enter(exchange(None, global_tier=Tier("all", 8000, 60, per)))
+    assert len(world.store.asked) == 3
+
+
 @pytest.mark.parametrize("store", [Recording, Later])
 def test_a_tier_in_shadow_mode_is_not_asked_with_the_others(store: Any) -> None:
     """It stands for itself: no header speaks of it, and it cannot refuse."""
@@ -302,6 +361,41 @@ def test_other_failures_are_not_taken_for_a_store_that_is_down() -> None:
     world = World(Broken())
     assert isinstance(world.enter(exchange()), ZeroDivisionError)
     assert world.decisions == []
+
+
+@pytest_twisted.ensureDeferred
+async def test_four_gateways_on_one_redis_hold_the_global_tier_within_five_percent() -> None:
+    """Each with its share; twice the limit is asked, in turns of twenty as under load."""
+    loop: Any = reactor
+    limit, passed = 4000, 0
+    with redis_server() as server:
+        sections = RedisSection(server.url, timeout_s=1.0)
+        stores = [
+            RedisCounters(
+                lambda link: connectProtocol(TCP4ClientEndpoint(loop, "127.0.0.1", server.port), link),
+                loop,
+                lambda call: loop.callLater(0, call),
+                sections,
+            )
+            for _ in range(4)
+        ]
+        for store in stores:
+            store.startService()
+        await until(lambda: all(store.up for store in stores), loop)
+        worlds = [World(store) for store in stores]
+        wide = Tier("all", limit, 3600, "global")
+        for turn in range(2 * limit // 80):
+            pending = []
+            for world in worlds:
+                for number in range(20):
+                    who = Principal(user_id=f"user-{turn}-{number}")
+                    pending.append(maybeDeferred(world.stage.enter, exchange(principal=who, global_tier=wide)))
+            answers = await gatherResults([one.addErrback(lambda failure: failure.value) for one in pending])
+            passed += sum(not isinstance(answer, GatewayError) for answer in answers)
+        asked = server.command("GET", f"rate:{{all:global:all}}:{int(NOW_S) // 3600 * 3600}")
+        for store in stores:
+            store.stopService()
+    assert limit <= passed <= 1.05 * limit, (passed, asked)
 
 
 def refused(world: World, **about: Any) -> Exchange:

@@ -1,0 +1,78 @@
+"""The global tier between two questions to the store: a worker counts a little of it by itself. Pure.
+
+    state     event                                      then
+    exact     asked with a request, below 90% of limit   holding: 0.25% of the limit, for a second of the same window
+    exact     asked with a request, 90% or more          exact
+    holding   a request                                  holding: one less, nobody is asked
+    holding   none left, a second or the window over     exact: the next question takes along what was spent
+
+Note [Global share]
+  Everybody's counter is the one that each request would ask. Far from its limit the answer is known, so it is asked
+  once in a while: Redis has half the work, and in a cluster a request asks one slot. What the store does not know yet
+  is at most 0.25% of the limit a worker, whenever it is settled; near the limit, and where 0.25% is less than ten
+  requests, each request is asked for. Worst of all, one worker fills the last 10% while the others hold their shares:
+  N workers let through at most (N - 1) * 0.25% too many, so twenty stay within the contract's 5%. A share that is held
+  when its worker ends or the store is lost is never settled.
+"""
+
+from typing import Final
+
+from apigw.core.window import Demand, judge
+
+_SHARE: Final = 400  # one in so many of the limit
+_LEAST: Final = 10  # a smaller share is not worth its trouble
+_FAR: Final = 0.9  # of the limit; from there on every request is asked for
+_LASTS_S: Final = 1.0
+
+
+class _Share:
+    __slots__ = ("left", "spent", "until_s", "remaining", "start_s")
+
+    def __init__(self, left: int, until_s: float, remaining: int, start_s: int) -> None:
+        self.left = left
+        self.spent = 0
+        self.until_s = until_s
+        self.remaining = remaining  # of the limit, when it was asked
+        self.start_s = start_s
+
+
+class GlobalShares:
+    """The shares of one worker, by counter; a configuration has one global tier. Times are epoch seconds."""
+
+    def __init__(self) -> None:
+        self._by_key: dict[str, _Share] = {}
+
+    def spend(self, demand: Demand, now_s: float) -> int | None:
+        """Count one request here: what is left of the limit after it. None when the store must be asked."""
+        share = self._by_key.get(demand.key)
+        if share is None or not share.left or not 0.0 <= share.until_s - now_s <= _LASTS_S:
+            return None
+        share.left -= 1
+        share.spent += 1
+        return share.remaining - share.spent
+
+    def take_back(self, demand: Demand) -> None:
+        """A request that was counted here was refused by another tier. One that is settled already stays counted."""
+        share = self._by_key.get(demand.key)
+        if share is not None and share.spent:
+            share.left += 1
+            share.spent -= 1
+
+    def settle(self, demand: Demand, now_s: float) -> tuple[int, int]:
+        """(requests that the store does not know, the begin of their window); (0, 0) for none. The share is over.
+
+        A window that nobody asks about any more is left alone: its counter has expired.
+        """
+        share = self._by_key.pop(demand.key, None)
+        if share is None or now_s >= share.start_s + 2 * demand.window_s:
+            return 0, 0
+        return share.spent, share.start_s
+
+    def learn(self, demand: Demand, previous: int, current: int, now_s: float) -> None:
+        """The store was asked at `now_s`. Answers that come while a share is held change nothing."""
+        left = demand.limit // _SHARE
+        if left < _LEAST or previous + current >= _FAR * demand.limit or demand.key in self._by_key:
+            return
+        start_s = int(now_s // demand.window_s) * demand.window_s
+        remaining = judge(demand, previous, current, now_s).remaining
+        self._by_key[demand.key] = _Share(left, min(now_s + _LASTS_S, start_s + demand.window_s), remaining, start_s)
