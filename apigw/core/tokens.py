@@ -105,6 +105,8 @@ def verify(
     try:
         verified: Verified | None = keyring.verified.get(token)
         if verified is None or verified.policy is not policy:
+            if token in keyring.forged:
+                raise InvalidToken("bad_signature")
             if len(token) > MAX_TOKEN_BYTES:
                 raise InvalidToken("too_long")
             claims = _signed_claims(token, keyring, policy)
@@ -131,8 +133,6 @@ def _signed_claims(token: bytes, keyring: Keyring, policy: TokenPolicy) -> dict[
     header, _, payload = signed.partition(b".")
     if not payload or b"." in payload:
         raise InvalidToken("malformed")
-    if token in keyring.forged:
-        raise InvalidToken("bad_signature")
     known = keyring.remembered(header)
     algorithm, check = _resolved(header, keyring, policy) if known is None else known
     if algorithm not in policy.algorithms:
