@@ -410,3 +410,30 @@ def test_only_a_trusted_proxy_says_who_the_client_is(launch: Launch, redis: Redi
     statuses = [gateway.ask("GET", "/ip/x", _from(f"203.0.113.{n}")).status for n in range(7)]
     assert statuses == [200] * 5 + [429] * 2
     assert _counted(redis, "ip:ip:127.0.0.1") == 5
+
+
+def _info(redis: RedisServer) -> tuple[int, int]:
+    """(script calls, reads from clients) so far."""
+    text = (redis.command("INFO", "commandstats") + redis.command("INFO", "stats")).decode()
+    calls = re.search(r"cmdstat_evalsha:calls=(\d+)", text)
+    reads = re.search(r"total_reads_processed:(\d+)", text)
+    assert calls and reads
+    return int(calls[1]), int(reads[1])
+
+
+@pytest.mark.parametrize("second", ["client_ip", "global"])
+def test_two_tiers_cost_one_round_trip_a_request(launch: Launch, redis: RedisServer, second: str) -> None:
+    """Redis reads once for each request and runs one script, whether the second tier is asked or counted here."""
+
+    def change(gateway: Gateway) -> None:
+        on_redis(redis.port)(gateway)
+        gateway.settings["rate_limits"]["tiers"].append(tier("second", 1_000_000, second))
+        gateway.settings["rate_limits"]["global_tier"] = "second"
+
+    gateway = launch(change)
+    gateway.until(lambda: gateway.metric("redis_up") == 1)
+    calls, reads = _info(redis)
+    assert _statuses(gateway, "/many/x", 50) == [200] * 50
+    after_calls, after_reads = _info(redis)
+    assert after_calls - calls == 50
+    assert after_reads - reads <= 50 + 6, "the questions of this test are six at most"
