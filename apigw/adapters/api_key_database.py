@@ -1,19 +1,27 @@
-"""The database of API keys as the loop sees it: its questions asked in threads, each with an end."""
+"""The database of API keys as the loop sees it: its questions asked in threads, each with an end.
+
+Note [Ids in batches]
+  A flood of ids that nobody knows is a question each. Asked one by one they cost the interpreter half a millisecond
+  each, which the loop then lacks. So what is asked while a question is out, or within PAUSE_S of the last one, is one
+  question; the first after a pause goes at once.
+"""
 
 from collections.abc import Callable, Iterable
 from importlib import import_module
 from typing import Any, Final, Protocol, TypeVar
 
 from twisted.application.service import Service
-from twisted.internet.defer import CancelledError, Deferred, TimeoutError
+from twisted.internet.defer import CancelledError, Deferred, TimeoutError, fail
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from apigw.errors import StoreDown
 from apigw.net.threads import Threads
 
-TIMEOUT_S: Final = 2.0
-_THREADS: Final = 2
+TIMEOUT_S: Final = 2.0  # of one question
+PAUSE_S: Final = 0.01
+_BATCH: Final = 200
+_THREADS: Final = 2  # one that hangs does not stop the other
 
 T = TypeVar("T")
 
@@ -64,6 +72,9 @@ class KeyDatabase(Service):
         self._open_table = open_table
         self._timeout_s = timeout_s
         self._table: KeyTable | None = None
+        self._wanted: dict[str, list[Deferred[StoredKey | None]]] = {}
+        self._finding = False
+        self._pause: Any = None
 
     def startService(self) -> None:
         Service.startService(self)
@@ -71,17 +82,48 @@ class KeyDatabase(Service):
 
     def stopService(self) -> "Deferred[None] | None":
         Service.stopService(self)
+        pause, self._pause = self._pause, None
+        if pause is not None:
+            pause.cancel()
+            self._find()  # which fails, now that nothing runs
         return self.threads.stopService()
 
     def find(self, key_id: str) -> "Deferred[StoredKey | None]":
-        """The row of this id. Fails with StoreDown, after TIMEOUT_S at the latest."""
-        return self._ask(lambda table: table.find(key_id))
+        """The row of this id. Fails with StoreDown, after twice TIMEOUT_S at the latest. See Note [Ids in batches]."""
+        answer: Deferred[StoredKey | None] = Deferred()
+        self._wanted.setdefault(key_id, []).append(answer)
+        if not self._finding:
+            self._find()
+        return answer
+
+    def _find(self) -> None:
+        """Ask for what is wanted, if anything is."""
+        self._pause = None
+        ids = [key_id for key_id, _ in zip(self._wanted, range(_BATCH))]
+        self._finding = bool(ids)
+        if ids:
+            answers = {key_id: self._wanted.pop(key_id) for key_id in ids}
+            self._ask(lambda table: _rows(table, ids)).addBoth(self._found, answers)
+
+    def _found(
+        self, rows: "dict[str, StoredKey] | Failure", answers: "dict[str, list[Deferred[StoredKey | None]]]"
+    ) -> None:
+        if self.running:
+            self._pause = self._reactor.callLater(PAUSE_S, self._find)
+        else:
+            self._find()
+        for key_id, waiting in answers.items():
+            for answer in waiting:
+                if not answer.called:  # or its request was stopped
+                    answer.callback(rows if isinstance(rows, Failure) else rows.get(key_id))
 
     def since(self, number: int | None) -> "Deferred[tuple[int, list[str]]]":
         """What adapters/api_key_changes.py asks. Fails with StoreDown."""
         return self._ask(lambda table: _since(table, number))
 
     def _ask(self, question: Callable[[KeyTable], T]) -> "Deferred[T]":
+        if not self.running:
+            return fail(StoreDown("the database of API keys is closed"))
         answer = self.threads.run(self._asked, question)
         answer.addTimeout(self._timeout_s, self._reactor)
         return answer.addErrback(_down)
@@ -92,6 +134,11 @@ class KeyDatabase(Service):
         if table is None:
             table = self._table = self._open_table()
         return question(table)
+
+
+def _rows(table: KeyTable, ids: list[str]) -> dict[str, StoredKey]:
+    found = {key_id: table.find(key_id) for key_id in ids}
+    return {key_id: row for key_id, row in found.items() if row is not None}
 
 
 def open_table(url: str) -> KeyTable:

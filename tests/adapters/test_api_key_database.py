@@ -88,7 +88,29 @@ async def test_a_silent_database_is_down_after_its_time(database: KeyDatabase, t
     table.gate.set()
     table.gate = None
     assert await database.find("k1") is None
-    assert table.finds.count("k1") <= 3, "what nobody waited for any more was not asked"
+
+
+@pytest_twisted.ensureDeferred
+async def test_ids_that_are_wanted_at_the_same_time_are_one_question(database: KeyDatabase, table: Table) -> None:
+    """A thousand of them take a handful of turns of one thread, and one that is asked for twice is looked for once."""
+    table.put("k1")
+    ids = ["first", *(f"k{number}" for number in range(500)), "k1", "k1"]
+    rows = [database.find(key_id) for key_id in ids]
+    found = [await row for row in rows]
+    assert [key_id for key_id, row in zip(ids, found) if row is not None] == ["k1"] * 3
+    assert len(table.finds) == 501
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_waits_for_its_question_when_the_database_is_stopped_is_told(
+    database: KeyDatabase, table: Table
+) -> None:
+    await database.find("k1")
+    heard: list[Any] = []
+    database.find("k2").addBoth(heard.append)
+    assert not heard, "the pause after a question"
+    await maybeDeferred(database.stopService)
+    assert heard[0].check(StoreDown)
 
 
 @pytest_twisted.ensureDeferred
