@@ -177,4 +177,5 @@ def test_an_observer_that_failed_is_counted_by_its_name(house: House) -> None:
     worker = house.start()
     assert "observer_failures_total" not in series(worker)
     worker.ledger.record(ended_exchange(request=None))  # no observer can make anything of it
+    worker.ledger.settle()
     assert set(series(worker)["observer_failures_total"].values()) == {1}

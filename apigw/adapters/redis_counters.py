@@ -131,7 +131,9 @@ class RedisCounters(Service):
         if self.up and self._link is not None:
             if not self._batch:
                 self._after_turn(self._flush)
-            self._batch.append(Settlement(demand, count, start_s))
+            key = f"{demand.key}:{start_s}"
+            # the counter may be gone by now, evicted or flushed: without a TTL of its own it would live for ever
+            self._batch += Settlement("INCRBY", key, count), Settlement("EXPIRE", key, 2 * demand.window_s)
 
     def _flush(self) -> None:
         batch, self._batch = self._batch, []

@@ -52,12 +52,12 @@ def packed(demands: Sequence[Demand], now_s: float) -> bytes:
 
 
 class Settlement:
-    """Requests that were let through unasked, on their way to their counter. Nobody waits for its reply."""
+    """A command that adds requests which were let through unasked. Nobody waits for its reply."""
 
     __slots__ = ("command",)
 
-    def __init__(self, demand: Demand, count: int, start_s: int) -> None:
-        self.command = pack(b"INCRBY", f"{demand.key}:{start_s}", count)  # its TTL was set by the check before
+    def __init__(self, *words: str | bytes | int) -> None:
+        self.command = pack(*words)
 
     def __call__(self, reply: Any) -> None:
         """An error reply is met by the check that goes along as well."""

@@ -130,7 +130,10 @@ async def test_what_was_let_through_unasked_is_counted_before_the_check_that_goe
     assert await outcome(store) == Counted(True, [(0, 1)])
     store.add(demand(), 7, 1707264000)
     assert await outcome(store) == Counted(True, [(0, 9)])
-    assert redis.command("TTL", "rate:{standard:user:a}:1707264000") > 0
+    redis.command("DEL", "rate:{standard:user:a}:1707264000")  # as an eviction does
+    store.add(demand(limit=0), 2, 1707264000)
+    assert await outcome(store, demand(limit=0)) == Counted(False, [(0, 2)])
+    assert 118 <= redis.command("TTL", "rate:{standard:user:a}:1707264000") <= 120
     store.stopService()
     store.add(demand(), 7, 1707264000)  # lost, and nothing is raised
 
