@@ -2,7 +2,8 @@
 
     surge.py backend            listens, prints its port, answers everything with 200 until its stdin ends
     surge.py clients JSON       asks `target` on `port` `rate` times a second over `connections` keep-alive connections
-                                for `seconds`, whatever comes back; prints {"answers", "unsent"}
+                                for `seconds`, whatever comes back; prints {"answers", "unsent"}. `{n}` in the target
+                                or the head is the number of the request in 20 digits
 
 A wait is counted from the moment at which the request was due, also when no connection was free then.
 """
@@ -26,6 +27,7 @@ class Clients:
     def __init__(self, port: int, target: str, rate: float, connections: int, seconds: float, head: str = "") -> None:
         self._request = f"GET {target} HTTP/1.1\r\nHost: gw.test\r\n{head}\r\n".encode()
         self._rate, self._seconds = rate, seconds
+        self._asked = 0
         self._epoll = select.epoll()
         self._sockets: dict[int, socket.socket] = {}
         self._due_s: dict[int, float] = {}
@@ -58,7 +60,8 @@ class Clients:
     def _ask(self, fd: int, due_s: float) -> None:
         self._due_s[fd] = due_s
         self._buffers[fd] = b""
-        self._sockets[fd].send(self._request)
+        self._asked += 1
+        self._sockets[fd].send(self._request.replace(b"{n}", b"%020d" % self._asked))
 
     def _read(self, fd: int, began_s: float) -> None:
         data = self._sockets[fd].recv(65_536)
