@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from apigw.core.api_keys import APIKey, InvalidAPIKey, Malformed, Unusable, digest, from_json, made, split, to_json
 from apigw.exchange import Principal
+from tests.corpus import api_keys as corpus
 
 WORD = st.text("ABCXYZabcxyz0189", min_size=16, max_size=32)
 
@@ -36,6 +37,20 @@ def test_a_key_is_split_into_its_id_and_its_secret(key_id: str, secret: str) -> 
 def test_anything_else_is_no_key(presented: bytes) -> None:
     with pytest.raises(Malformed):
         split(presented)
+
+
+@pytest.mark.parametrize("presented", [key for _, key in corpus.MALFORMED], ids=[name for name, _ in corpus.MALFORMED])
+def test_no_malformed_key_of_the_corpus_has_a_reading(presented: bytes) -> None:
+    """So it is never looked up: not in Redis, not in the database, not by bcrypt."""
+    with pytest.raises(Malformed):
+        split(presented)
+
+
+def test_every_stranger_of_the_corpus_is_another_key() -> None:
+    """In its id or its secret, and in its digest, which is what caches and counters know it by."""
+    keys = [corpus.GOOD, *(key for _, key in corpus.STRANGERS)]
+    assert len({split(key) for key in keys}) == len({digest(key) for key in keys}) == len(keys)
+    assert all(len(secret) <= 72 for _, secret in map(split, keys)), "bcrypt would not look at more"
 
 
 def test_the_digest_is_of_the_whole_key() -> None:
