@@ -1,6 +1,6 @@
 """What every peer is asked to do, in one place.
 
-https with keep-alive; an RS256 token verified for each request (signature, exp, iss, aud); at most `LIMIT` requests
+https with keep-alive; an RS256 token (signature, exp, iss, aud) with each request; at most `LIMIT` requests
 a minute and user; `/api/v2/users/*` to the backend's `/users/*` over pooled connections; X-User-ID for the
 backend, never from the client; one JSON line of access log; metrics. `/api/v2/limited/*` is the same with
 `LIMITED`, so that the check can see the limiter at work.
