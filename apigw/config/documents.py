@@ -9,6 +9,7 @@ from apigw.config.declarations import BACKEND, CIRCUIT_BREAKER, ROUTE, TIER, TIE
 from apigw.config.fields import Field, Group, Record
 from apigw.config.kinds import Many, Name
 from apigw.config.model import (
+    NOT_FOR_CPU,
     AccessLog,
     AdminSection,
     APIKeysSection,
@@ -57,7 +58,7 @@ class MainFile:
     api_keys: APIKeysSection | None = None
     redis: RedisSection | None = None
     rate_limits: RateLimits = RateLimits()
-    load_shedding: LoadShedding = LoadShedding()
+    load_shedding: LoadShedding = NOT_FOR_CPU
     circuit_breaker: CircuitBreaker = CircuitBreaker()
     access_log: AccessLog = AccessLog()
     tracing: Tracing = Tracing()

@@ -132,6 +132,10 @@ class LoadShedding:
     memory_percent: dict[str, float] = field(factory=lambda: {"shed": 80.0, "reject": 95.0})
 
 
+# Without the section nobody is shed for CPU: a worker that is merely busy refuses only who asks to be ranked.
+NOT_FOR_CPU = LoadShedding(cpu_percent={"P1": 100.0, "P2": 100.0, "P3": 100.0})
+
+
 @frozen
 class CircuitBreaker:
     error_rate: float = 0.5

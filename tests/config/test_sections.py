@@ -13,7 +13,7 @@ def test_what_is_left_out_has_the_models_defaults(loaded: Callable[[Any], Config
     config = loaded(document)
     assert config.limits == model.Limits() and config.admin == model.AdminSection()
     assert config.circuit_breaker == model.CircuitBreaker() and config.tracing == model.Tracing()
-    assert config.load_shedding == model.LoadShedding() and config.access_log == model.AccessLog()
+    assert config.load_shedding == model.NOT_FOR_CPU and config.access_log == model.AccessLog()
     assert config.jwt is None and config.api_keys is None and config.redis is None
 
 

@@ -62,6 +62,7 @@ def test_at_three_times_the_capacity_p0_is_served_in_time_and_none_of_it_is_refu
     launch: Launch, quick_backend: int
 ) -> None:
     def change(gateway: Gateway) -> None:
+        gateway.settings["load_shedding"] = {"cpu_percent": {"P1": 90, "P2": 75, "P3": 60}}
         gateway.settings["backends"].append(backend("quick", quick_backend))
         gateway.settings["routes"] += [
             protected("low", "/low/*", backend="quick", priority="P3"),
