@@ -5,7 +5,8 @@
 PYTHONS := /usr/bin/python3.11 python3.11 python3.12 python3.13 python3.14 python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --require-hashes
-SYSTEM_PACKAGES := redis-server curl
+# Package:program. Debian has PostgreSQL's server outside PATH; its client alone is not enough.
+SYSTEM_PACKAGES := redis-server:redis-server curl:curl postgresql:postgres
 FLAGS ?=
 
 .PHONY: run test bench check format lock clean .venv system-packages
@@ -49,7 +50,8 @@ format: .venv/installed-test
 
 # RUNLEVEL=1: a package's service stays off, tests start servers of their own on free ports.
 system-packages:
-	@missing=; for name in $(SYSTEM_PACKAGES); do command -v $$name >/dev/null || missing="$$missing $$name"; done; \
+	@PATH="$$PATH:$$(echo /usr/lib/postgresql/*/bin | tr ' ' ':')"; missing=; for each in $(SYSTEM_PACKAGES); do \
+	command -v $${each#*:} >/dev/null || missing="$$missing $${each%:*}"; done; \
 	if [ -z "$$missing" ]; then exit 0; fi; \
 	if [ "$$(id -u)" != 0 ]; then echo "please install:$$missing (apt-get install$$missing)" >&2; exit 1; fi; \
 	export DEBIAN_FRONTEND=noninteractive RUNLEVEL=1; \

@@ -30,3 +30,4 @@ MAX_LOG_FIELD_CHARS: Final = 1024  # path, user agent, query: an entry stays bel
 MAX_LOG_ENTRY_BYTES: Final = 8192  # one line with its newline, after escaping (contract 13.12)
 OVERLOADED_RETRIES_S: Final = (1, 2, 3)  # given in turn: the next second may be fine, but not for all at once
 RETRY_AFTER_DEPENDENCY_S: Final = 5  # keys or limiter unavailable: pollers try again in seconds
+BCRYPT_COST: Final = 12  # 0.3 s of a slow core a check: secrets have 256 bits, so it guards against no guess but a leak

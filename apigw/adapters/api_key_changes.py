@@ -23,7 +23,7 @@ ASK_S: Final = 2.0  # contract section 7, and 5 s for a change to be effective: 
 _ASK_IN_STEP_S: Final = 30.0  # messages can be lost without anybody seeing it
 _MAX_REMEMBERED: Final = 10_000  # ids that changed
 
-Since = Callable[[int | None], "Deferred[tuple[int, list[str]]]"]
+Since = Callable[[int | None], "Deferred[tuple[int, list[str] | None]]"]
 
 log = Logger()
 
@@ -59,7 +59,7 @@ class Changes(Poller):
     """Calls on_changed(ids), or on_changed(None) for "any of them", after each change that is heard of.
 
     since(number) asks the database for (number of the newest change, ids changed after `number`); None for
-    "from now on", which gives no ids. It fails with StoreDown.
+    "from now on", which gives no ids. None for the ids: any of them. It fails with StoreDown.
 
     in_step: what is remembered is as good as the database. heard_s: until when changes were heard of, by the clock.
     """
@@ -159,7 +159,7 @@ class Changes(Poller):
         first, self._number = self._number is None, number
         self._asked_s = self.heard_s = began_s
         self._caught_up = self._listening_s is not None and began_s >= self._listening_s
-        if first:
+        if first or changed is None:
             self._changed(None)  # what was learned before cannot be told from what was changed before
         elif changed:
             self._changed(changed)

@@ -6,8 +6,7 @@ Note [Ids in batches]
   question; the first after a pause goes at once.
 """
 
-from collections.abc import Callable, Iterable
-from importlib import import_module
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, Protocol, TypeVar
 
 from twisted.application.service import Service
@@ -56,7 +55,7 @@ class StoredKey(Protocol):
 class KeyTable(Protocol):
     """The table itself; its methods block, and raise StoreDown when the database does not answer."""
 
-    def find(self, key_id: str) -> StoredKey | None: ...
+    def find_all(self, ids: Sequence[str]) -> Mapping[str, StoredKey]: ...
 
     def changes_since(self, number: int) -> Any: ...
 
@@ -117,7 +116,7 @@ class KeyDatabase(Service):
                 if not answer.called:  # or its request was stopped
                     answer.callback(rows if isinstance(rows, Failure) else rows.get(key_id))
 
-    def since(self, number: int | None) -> "Deferred[tuple[int, list[str]]]":
+    def since(self, number: int | None) -> "Deferred[tuple[int, list[str] | None]]":
         """What adapters/api_key_changes.py asks. Fails with StoreDown."""
         return self._ask(lambda table: _since(table, number))
 
@@ -137,19 +136,23 @@ class KeyDatabase(Service):
 
 
 def _rows(table: KeyTable, ids: list[str]) -> dict[str, StoredKey]:
-    found = {key_id: table.find(key_id) for key_id in ids}
-    return {key_id: row for key_id, row in found.items() if row is not None}
+    return dict(table.find_all(ids))
 
 
 def open_table(url: str) -> KeyTable:
     """The table of `auth.api_keys.database_url`. Raises StoreDown."""
-    found: KeyTable = import_module("apigw.adapters.key_store").KeyStore(url)
-    return found
+    from apigw.adapters.key_store import KeyStore  # SQLAlchemy, in a thread: gateways without API keys do without it
+
+    return KeyStore(url)
 
 
-def _since(table: KeyTable, number: int | None) -> tuple[int, list[str]]:
+def _since(table: KeyTable, number: int | None) -> tuple[int, list[str] | None]:
+    """Numbers that went back are another database, a backup: any key may have changed."""
+    last = table.last_change()
     if number is None:
-        return table.last_change(), []
+        return last, []
+    if last < number:
+        return last, None
     changes = list(table.changes_since(number))
     return max([number, *(change.number for change in changes)]), [change.key_id for change in changes]
 

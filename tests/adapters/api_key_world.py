@@ -1,7 +1,7 @@
 """What API keys stand on, played by the test: a table of keys and a store that all gateways share. Both can fail."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import bcrypt
@@ -61,7 +61,11 @@ class Table:
         if self.down:
             raise StoreDown("the test says so")
 
-    def find(self, key_id: str) -> Row | None:
+    def find_all(self, ids: Sequence[str]) -> dict[str, Row]:
+        found = {key_id: self._find(key_id) for key_id in ids}
+        return {key_id: row for key_id, row in found.items() if row is not None}
+
+    def _find(self, key_id: str) -> Row | None:
         self.finds.append(key_id)
         self._answer()
         row = self.rows.get(key_id)

@@ -27,7 +27,8 @@ class World:
         self.asked += 1
         if self.down:
             return fail(StoreDown("the test says so"))
-        answer = (len(self.written), [] if number is None else self.written[number:])
+        changed = [] if number is None else self.written[number:] if number <= len(self.written) else None
+        answer = (len(self.written), changed)
         if self.held is not None:
             return self.held.addCallback(lambda _: answer)
         return succeed(answer)
@@ -56,6 +57,18 @@ def test_without_redis_the_database_is_asked_every_two_seconds() -> None:
     world.advance(2.1)
     assert len(world.heard) == 2 and world.asked == 3
     assert round(world.changes.heard_s, 1) == 4.0
+
+
+def test_when_the_database_was_replaced_by_an_older_one_any_key_may_have_changed() -> None:
+    world = World(None)
+    world.written += ["a", "b"]
+    world.start()
+    del world.written[1:]
+    world.advance(2.1)
+    assert world.heard == [None, None]
+    world.written.append("c")
+    world.advance(2.1)
+    assert world.heard[-1] == ["c"]
 
 
 def test_redis_tells_at_once_and_the_database_is_asked_seldom() -> None:

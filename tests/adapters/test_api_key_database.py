@@ -65,6 +65,7 @@ async def test_changes_are_those_after_a_number(database: KeyDatabase, table: Ta
     assert await database.since(None) == (3, [])
     assert await database.since(1) == (3, ["b", "c"])
     assert await database.since(3) == (3, [])
+    assert await database.since(4) == (3, None), "a backup was put in its place: any key may have changed"
 
 
 @pytest_twisted.ensureDeferred

@@ -1,0 +1,203 @@
+"""A connection to the database of API keys, SQLite or PostgreSQL, opened so that nothing waits without an end.
+
+sqlite:////var/lib/apigw/api_keys.db            WAL: readers and the one writer do not wait for each other
+postgresql://user:password@host:5432/database   parameters of libpq may follow: ?sslmode=verify-full
+"""
+
+import os
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
+
+from apigw.adapters.key_schema import NEWEST, refuse_newer, upgrade, version
+from apigw.errors import StoreDown
+
+BUSY_TIMEOUT_S: Final = 1.5  # SQLite, another process writes; below TIMEOUT_S of api_key_database.py
+CONNECT_TIMEOUT_S: Final = 2  # libpq takes whole seconds, 2 at least
+STATEMENT_TIMEOUT_MS: Final = 1500
+UNACKNOWLEDGED_MS: Final = 3000  # a peer that is gone without a word: the kernel gives the connection up
+_CONNECTIONS: Final = 2  # one a thread that asks
+_WAL_TRIES: Final = 50
+_WRITES: Final = {"apigw_writes": True}
+
+
+class Database:
+    """An engine whose tables are as this version wants them. Raises StoreDown, here and in its methods."""
+
+    def __init__(self, url: str) -> None:
+        with _told_as_store_down():
+            parsed = _parsed(url)
+            self._file = Path(parsed.database or "") if parsed.drivername == "sqlite" else None
+            if self._file is not None:
+                _make_file(self._file)
+            self._opened = _identity(self._file)
+            self._engine = _engine(parsed)
+            self._reading = self._engine.execution_options(**_autocommit(self._engine))
+        self._prepare()
+
+    @contextmanager
+    def reading(self) -> Iterator[Connection]:
+        """A connection for one statement at a time, each of which sees what was committed before it."""
+        self._look_for_the_file()
+        with _told_as_store_down(), self._reading.connect() as connection:
+            yield connection
+
+    @contextmanager
+    def writing(self) -> Iterator[Connection]:
+        """One transaction, committed at the end of the block."""
+        self._look_for_the_file()
+        with _told_as_store_down(), self._engine.connect() as connection:
+            with connection.execution_options(**_WRITES).begin():
+                yield connection
+
+    @property
+    def dialect(self) -> str:
+        return self._engine.dialect.name
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    def _prepare(self) -> None:
+        with self.reading() as connection:
+            found = version(connection)
+        refuse_newer(found)
+        if found < NEWEST:
+            with self.writing() as connection:
+                upgrade(connection)
+
+    def _look_for_the_file(self) -> None:
+        """SQLite goes on with a file that was deleted or replaced, and would never hear of what others change."""
+        if self._file is None:
+            return
+        identity = _identity(self._file)
+        if identity != self._opened:
+            self._engine.dispose()
+            self._opened = identity
+            self._prepare()
+
+
+def _identity(path: Path | None) -> tuple[int, int] | None:
+    """Which file it is. Raises StoreDown when there is none: one that was there before is not made anew."""
+    if path is None:
+        return None
+    try:
+        found = path.stat()
+    except OSError as error:
+        raise StoreDown(f"the database of API keys is not there: {path}: {error.strerror}") from None
+    return found.st_dev, found.st_ino
+
+
+def _parsed(url: str) -> URL:
+    try:
+        parsed = make_url(url)
+    except (ArgumentError, ValueError):
+        raise StoreDown("the URL of the database of API keys cannot be read") from None
+    if parsed.drivername == "postgresql":
+        return parsed.set(drivername="postgresql+psycopg")
+    if parsed.drivername != "sqlite":
+        raise StoreDown("the URL of the database of API keys must begin with sqlite:// or postgresql://")
+    if not parsed.database or parsed.database == ":memory:" or parsed.host:
+        raise StoreDown("the URL of the database of API keys names no file: sqlite:////DIR/FILE, four slashes")
+    return parsed
+
+
+def _engine(url: URL) -> Engine:
+    pool = {"pool_size": _CONNECTIONS, "max_overflow": _CONNECTIONS, "pool_timeout": 2}
+    if url.drivername == "sqlite":
+        engine = create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_S}, **pool)
+        event.listen(engine, "connect", _sqlite_connected)
+        event.listen(engine, "begin", _sqlite_begins)
+        return engine
+    engine = create_engine(url, connect_args=_libpq(url), pool_pre_ping=True, **pool)
+    event.listen(engine, "connect", _postgresql_connected)
+    return engine
+
+
+def _autocommit(engine: Engine) -> dict[str, str]:
+    """PostgreSQL: a read is one statement, so BEGIN and ROLLBACK would be two round trips for nothing."""
+    return {} if engine.dialect.name == "sqlite" else {"isolation_level": "AUTOCOMMIT"}
+
+
+# -- SQLite
+
+
+def _make_file(path: Path) -> None:
+    """A new file is its owner's alone. Made by root it belongs to the folder's owner, whom the daemon runs as."""
+    if path.exists():
+        return
+    if not path.parent.is_dir():
+        raise StoreDown(f"the folder {path.parent} of the database of API keys does not exist")
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    except FileExistsError:
+        return  # by another worker, just now
+    except OSError as error:
+        raise StoreDown(f"the database of API keys cannot be made: {path}: {error.strerror}") from None
+    try:
+        if os.geteuid() == 0:
+            folder = path.parent.stat()
+            os.fchown(descriptor, folder.st_uid, folder.st_gid)
+    finally:
+        os.close(descriptor)
+
+
+def _sqlite_connected(connection: Any, _: object) -> None:
+    """Transactions are ours to begin (see _sqlite_begins), and the log is a WAL, once and for all of the file."""
+    connection.isolation_level = None
+    for last in (*[False] * _WAL_TRIES, True):
+        try:
+            if connection.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
+                connection.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if last or "locked" not in str(error):
+                raise
+            time.sleep(BUSY_TIMEOUT_S / _WAL_TRIES)  # the change of mode does not wait for busy_timeout
+
+
+def _sqlite_begins(connection: Connection) -> None:
+    """A writer takes its lock first: one that reads before would be refused when another was quicker."""
+    if connection.get_execution_options().get("apigw_writes"):
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+# -- PostgreSQL
+
+
+def _libpq(url: URL) -> dict[str, Any]:
+    """What the URL does not say itself."""
+    ours = {
+        "connect_timeout": CONNECT_TIMEOUT_S,
+        "tcp_user_timeout": UNACKNOWLEDGED_MS,
+        "keepalives_idle": 5,
+        "keepalives_interval": 2,
+        "keepalives_count": 2,
+        "application_name": "apigw",
+    }
+    return {name: value for name, value in ours.items() if name not in url.query}
+
+
+def _postgresql_connected(connection: Any, _: object) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(f"SET statement_timeout = {STATEMENT_TIMEOUT_MS}")
+        cursor.execute(f"SET lock_timeout = {STATEMENT_TIMEOUT_MS}")
+    connection.commit()
+
+
+@contextmanager
+def _told_as_store_down() -> Iterator[None]:
+    """Whatever the library says becomes one sentence, without the URL and the statement, which may hold secrets."""
+    try:
+        yield
+    except DBAPIError as error:
+        said = str(error.orig).strip().splitlines() or [type(error.orig).__name__]
+        raise StoreDown(f"the database of API keys does not do it: {said[0][:200]}") from None
+    except SQLAlchemyError as error:
+        raise StoreDown(f"the database of API keys does not answer: {type(error).__name__}") from None

@@ -1,0 +1,106 @@
+"""A real PostgreSQL of the tests' own, on a free port: made, frozen, killed and started again.
+
+from tests.postgresql import PostgreSQL, postgresql_server
+"""
+
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+from tests.servers import free_port
+
+USER = "postgres"
+
+
+def _programs() -> Path:
+    """The folder of initdb and postgres: Debian has the server's outside PATH."""
+    found = shutil.which("postgres")
+    if found:
+        return Path(found).resolve().parent
+    return max(Path("/usr/lib/postgresql").glob("*/bin/postgres"), key=lambda path: int(path.parts[-3])).parent
+
+
+class PostgreSQL:
+    """One cluster in a temporary folder. It refuses to run as root, so then it runs as the user postgres."""
+
+    def __init__(self) -> None:
+        self.port = free_port()
+        self._bin = _programs()
+        self._as: dict[str, Any] = {"user": USER, "group": USER, "extra_groups": []} if os.geteuid() == 0 else {}
+        self._folder = Path(tempfile.mkdtemp(prefix="apigw-postgresql-"))
+        self._process: subprocess.Popen[bytes] | None = None
+        self._databases = 0
+        if self._as:
+            shutil.chown(self._folder, USER, USER)
+        command = [self._bin / "initdb", "--no-sync", "--auth=trust", f"--username={USER}", "--locale=C", "-E", "UTF8"]
+        self._run(*command, "-D", self._folder / "data")
+
+    def _run(self, *command: str | Path) -> None:
+        done = subprocess.run(command, cwd=self._folder, capture_output=True, timeout=60, **self._as)
+        assert done.returncode == 0, done.stderr.decode()
+
+    def start(self) -> None:
+        """Returns when it answers."""
+        settings = [f"port={self.port}", "listen_addresses=127.0.0.1", f"unix_socket_directories={self._folder}"]
+        settings += ["fsync=off", "max_connections=40", "shared_buffers=16MB"]
+        with (self._folder / "log").open("ab") as output:
+            self._process = subprocess.Popen(
+                [self._bin / "postgres", "-D", self._folder / "data", *(f"--{each}" for each in settings)],
+                cwd=self._folder,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                **self._as,
+            )
+        end_s = time.monotonic() + 30
+        while True:
+            try:
+                psycopg.connect(self.admin_url, connect_timeout=2).close()
+                return
+            except psycopg.OperationalError:
+                assert self._process.poll() is None and time.monotonic() < end_s, (self._folder / "log").read_text()
+                time.sleep(0.05)  # nobody tells when it is ready
+
+    @property
+    def admin_url(self) -> str:
+        return f"postgresql://{USER}@127.0.0.1:{self.port}/postgres"
+
+    def database(self) -> str:
+        """The URL of a new, empty database."""
+        self._databases += 1
+        name = f"keys{self._databases}"
+        with psycopg.connect(self.admin_url, autocommit=True) as connection:
+            connection.execute(f"CREATE DATABASE {name}")  # type: ignore[call-overload]
+        return f"postgresql://{USER}@127.0.0.1:{self.port}/{name}"
+
+    def stop(self) -> None:
+        """At once, as after a power cut; gone when this returns."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.send_signal(signal.SIGQUIT)
+            process.wait(20)
+
+    def remove(self) -> None:
+        """The end: processes and files."""
+        self.stop()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+@contextmanager
+def postgresql_server() -> Iterator[PostgreSQL]:
+    """A PostgreSQL that runs for a block, to be made a fixture of the scope that a test module wants."""
+    server = PostgreSQL()
+    try:
+        server.start()
+        yield server
+    finally:
+        server.remove()
