@@ -118,6 +118,25 @@ class URL(Kind[str]):
         return redacted_url(value)
 
 
+@frozen
+class DatabaseURL(URL):
+    """A database: sqlite:///FILE, relative to the folder of the configuration, or postgresql://HOST/NAME."""
+
+    schemes: tuple[str, ...] = ("sqlite", "postgresql")
+    needs_host: bool = False
+
+    def read(self, node: Node, name: str, reading: Reading) -> str:
+        text = super().read(node, name, reading)
+        if not text.startswith("sqlite:"):
+            return text
+        host, _, file = text.removeprefix("sqlite://").partition("/")
+        if host:
+            raise Refused("names a host, which SQLite has not; sqlite:///FILE or sqlite:////DIR/FILE")
+        if not file or file.startswith(":"):
+            raise Refused("names no file; workers and apigwctl share it: sqlite:////DIR/FILE")
+        return f"sqlite:///{(reading.folder / file).absolute()}"
+
+
 def split_url(text: str) -> SplitResult | None:
     """The parts of a URL, or None when it has no meaning (a port that is no number, a bad IPv6 address)."""
     try:

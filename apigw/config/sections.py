@@ -7,7 +7,7 @@ from typing import Any
 
 from attrs import frozen
 
-from apigw.config.addresses import URL, FilePath, IPAddress, Network
+from apigw.config.addresses import URL, DatabaseURL, FilePath, IPAddress, Network
 from apigw.config.declarations import TIERS
 from apigw.config.fields import Field, Group, Record
 from apigw.config.kinds import (
@@ -146,7 +146,7 @@ JWT = Record(
 API_KEYS = Record(
     APIKeysSection,
     (
-        Field("database_url", URL(("sqlite", "postgresql"), needs_host=False), required=True),
+        Field("database_url", DatabaseURL(), required=True),
         Field("cache_ttl_seconds", Number(0, _DAY_S, unit="seconds"), "cache_ttl_s"),
         Field("rotation_overlap_days", Whole(0, 365, "days")),
     ),

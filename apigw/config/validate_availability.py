@@ -46,10 +46,6 @@ def _redis_scheme(draft: Draft) -> Iterator[Use]:
         yield redis, "url"
 
 
-def _api_keys(draft: Draft) -> Iterator[Use]:
-    return ((route, "auth_type") for route in draft.config.routes if route.auth_type == "api_key")
-
-
 ROWS = (
     Unavailable("workers other than 1", _workers, "leave it out or write 1"),
     Unavailable("a config.source other than files", _source),
@@ -57,7 +53,6 @@ ROWS = (
     Unavailable("the access log sink kafka", _kafka, "use file or stdout"),
     Unavailable("websocket routes", _websocket),
     Unavailable("a Redis URL other than redis://", _redis_scheme),
-    Unavailable("auth_type api_key", _api_keys, "use jwt"),
 )
 
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from apigw.config.addresses import (
     URL,
+    DatabaseURL,
     FilePath,
     Host,
     IPAddress,
@@ -82,6 +83,20 @@ def test_urls(text: str) -> None:
 def test_what_is_no_url_and_is_not_quoted(text: str) -> None:
     refused = read(URL(("https", "http")), text)
     assert isinstance(refused, Refused) and text not in refused.message.split("://")
+
+
+def test_a_database_in_a_file_is_found_from_the_folder_of_the_configuration() -> None:
+    assert read(DatabaseURL(), "sqlite:///keys.db") == "sqlite:////etc/apigw/keys.db"
+    assert read(DatabaseURL(), "sqlite:////var/keys.db") == "sqlite:////var/keys.db"
+    assert read(DatabaseURL(), "postgresql://u:p@db/keys?sslmode=require") == "postgresql://u:p@db/keys?sslmode=require"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["sqlite://", "sqlite:///", "sqlite://keys.db", "sqlite:///:memory:", "sqlite://host/keys.db", "mysql://h/d"],
+)
+def test_what_is_no_database_that_workers_could_share(text: str) -> None:
+    assert isinstance(read(DatabaseURL(), text), Refused)
 
 
 @pytest.mark.parametrize(
