@@ -35,6 +35,13 @@ def api_key_digests(key_id: str) -> str:
     return f"apikeys:{{{key_id}}}"
 
 
+# --- Redis: revoked JWTs. How entries and messages are spelled: core/revocation_codec.py.
+
+REVOCATIONS_CHANNEL: Final = "apigw:revocations"  # {"jti": "7f0c", "until_s": 1700003600}: one more is revoked
+REVOKED_TOKENS: Final = "revoked:tokens"  # ZSET of jti, "7f0c"; the score is the epoch second at which it may leave
+REVOKED_USERS: Final = "revoked:users"  # ZSET of issued-until and user, "1700000000:u-7"; the score likewise
+
+
 # --- The access log: exactly these keys, in this order (contract section 11).
 
 LOG_FIELDS: Final = (
