@@ -29,7 +29,7 @@ from apigw.adapters.jwks import JWKS
 from apigw.adapters.log_sinks import open_sinks
 from apigw.adapters.memory_counters import MemoryCounters, Pruning
 from apigw.adapters.metrics import Metrics, watch_access_log
-from apigw.adapters.redis_connect import connect_to
+from apigw.adapters.redis_connect import connect_to, trust_root_of
 from apigw.adapters.redis_counters import RedisCounters
 from apigw.adapters.redis_link import RedisAddress
 from apigw.adapters.shadow_log import ShadowLog
@@ -142,8 +142,9 @@ class Worker(MultiService):
         if config.redis is None or config.rate_limits.store != "redis":
             return None
         where = RedisAddress.of(config.redis.url)
+        trust_root = None if config.redis.ca_file is None else trust_root_of(config.redis.ca_file)
         return RedisCounters(
-            connect_to(where, self._reactor, Connector(self._reactor, self.deadlines)),
+            connect_to(where, self._reactor, Connector(self._reactor, self.deadlines), trust_root),
             self._reactor,
             self._reactor.after_turn,
             config.redis,

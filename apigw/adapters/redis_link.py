@@ -9,7 +9,6 @@ any      drop()                                                            close
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any, Final
-from urllib.parse import unquote, urlsplit
 
 import hiredis
 from attrs import field, frozen
@@ -17,10 +16,10 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 
+from apigw.config.redis_url import RedisURL
 from apigw.net.deadlines import Bucket, Deadlines
 
 _MAX_REPLY_BYTES: Final = 65_536  # of one unfinished reply; ours have a hundred
-_SCHEMES: Final = {"redis": False, "rediss": True}
 
 
 Taker = Callable[[Any], None]  # gets its reply; an error reply is a hiredis.ReplyError
@@ -43,20 +42,20 @@ class RedisAddress:
 
     @classmethod
     def of(cls, url: str) -> "RedisAddress":
-        """Of redis://[[user]:password@]host[:port][/db], or rediss:// for TLS. Raises ValueError, without the URL."""
-        parts = urlsplit(url)
-        if parts.scheme not in _SCHEMES or not parts.hostname:
-            raise ValueError("a Redis URL is redis://[:password@]host:port/db, or rediss:// for TLS")
-        opening: list[bytes] = []
-        if parts.password:
-            user = [unquote(parts.username)] if parts.username else []  # a user of its own: Redis 6
-            opening.append(pack("AUTH", *user, unquote(parts.password)))
-        database = parts.path.strip("/")
-        if database and not (database.isascii() and database.isdigit()):
-            raise ValueError("the path of a Redis URL is the number of a database")
-        if int(database or 0):
-            opening.append(pack("SELECT", int(database)))
-        return cls(parts.hostname, parts.port or 6379, _SCHEMES[parts.scheme], tuple(opening))
+        """Of redis:// and rediss:// (config/redis_url.py). Raises ValueError, without the URL."""
+        parsed = RedisURL.of(url)
+        return cls(*parsed.hosts[0], parsed.tls, opening_of(parsed))
+
+
+def opening_of(url: RedisURL) -> tuple[bytes, ...]:
+    """AUTH and SELECT, where the URL wants them."""
+    opening: list[bytes] = []
+    if url.password is not None:
+        user = [url.user] if url.user else []  # a user of its own: Redis 6
+        opening.append(pack("AUTH", *user, url.password))
+    if url.database:
+        opening.append(pack("SELECT", url.database))
+    return tuple(opening)
 
 
 class RedisLink(Protocol):

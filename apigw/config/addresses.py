@@ -13,8 +13,8 @@ from apigw.config.nodes import Node
 from apigw.config.problems import listed, shown
 from apigw.core.redaction import HIDDEN, redacted_query
 
-_HOST = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)(?:\.(?!-)[A-Za-z0-9_-]{1,63}(?<!-))*\.?")
-_URL_TEXT = re.compile(r"[!-~]{1,2048}")
+HOST_NAME = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)(?:\.(?!-)[A-Za-z0-9_-]{1,63}(?<!-))*\.?")
+URL_TEXT = re.compile(r"[!-~]{1,2048}")
 _ORIGIN = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+)(?::([0-9]{1,5}))?")
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
@@ -74,7 +74,7 @@ class Host(Kind[str]):
             except ValueError:
                 hint = "; the port has a key of its own" if text.count(":") == 1 else ""
                 raise Refused(f"must be a host name or an IP address, not {shown(text)}{hint}") from None
-        if len(text) > 253 or not _HOST.fullmatch(text):
+        if len(text) > 253 or not HOST_NAME.fullmatch(text):
             raise Refused(f"must be a host name or an IP address, not {shown(text)}")
         return text.lower()
 
@@ -102,7 +102,7 @@ class URL(Kind[str]):
 
     def read(self, node: Node, name: str, reading: Reading) -> str:
         text = text_of(node, f"a URL ({listed(self.schemes)})")
-        parts = split_url(text) if _URL_TEXT.fullmatch(text) else None
+        parts = split_url(text) if URL_TEXT.fullmatch(text) else None
         if parts is None:
             raise Refused("is not a valid URL")
         if parts.scheme not in self.schemes or "://" not in text:

@@ -14,6 +14,7 @@ from attrs import field, frozen
 
 from apigw.config.nodes import Mapping, Node, Scalar, Sequence, described
 from apigw.config.problems import Problems, listed, shown
+from apigw.core.redaction import HIDDEN
 
 T = TypeVar("T")
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,128}")
@@ -99,6 +100,14 @@ class Text(Kind[str]):
         if len(text) > self.longest:
             raise Refused(f"is longer than {self.longest} characters")
         return text
+
+
+@frozen
+class Secret(Text):
+    """Text that is never shown: not in messages, not in /config."""
+
+    def show(self, value: str) -> object:
+        return HIDDEN
 
 
 @frozen

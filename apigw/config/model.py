@@ -93,8 +93,17 @@ class APIKeysSection:
 
 @frozen
 class RedisSection:
+    """`url` is what RedisURL.of() (config/redis_url.py) understands.
+
+    ca_file: PEM certificates that TLS trusts instead of the system's. sentinel_user, sentinel_password: what the
+    sentinels want, if they want any.
+    """
+
     url: str = field(repr=False)  # may hold a password
     timeout_s: float = 0.005
+    ca_file: Path | None = None
+    sentinel_user: str | None = field(default=None, repr=False)
+    sentinel_password: str | None = field(default=None, repr=False)
 
 
 @frozen

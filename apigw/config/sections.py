@@ -21,6 +21,7 @@ from apigw.config.kinds import (
     Numbers,
     Reading,
     Refused,
+    Secret,
     Text,
     Whole,
 )
@@ -44,6 +45,7 @@ from apigw.config.model import (
     Tracing,
 )
 from apigw.config.nodes import Node, Scalar
+from apigw.config.redis_url import RedisURLText
 
 _DAY_S = 86_400
 _HTTP = ("https", "http")
@@ -156,8 +158,11 @@ AUTH = Group("auth", (Field("jwt", JWT), Field("api_keys", API_KEYS)))
 REDIS = Record(
     RedisSection,
     (
-        Field("url", URL(("redis", "rediss", "redis+sentinel", "redis+cluster")), required=True),
+        Field("url", RedisURLText(), required=True),
         Field("timeout_ms", Milliseconds(1, 10_000), "timeout_s"),
+        Field("ca_file", FilePath()),
+        Field("sentinel_user", Secret()),
+        Field("sentinel_password", Secret()),
     ),
     lenient=True,
 )

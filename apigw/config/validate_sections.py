@@ -2,13 +2,17 @@
 
 import json
 
+from cryptography.x509 import load_pem_x509_certificates
+
 from apigw.config.addresses import is_loopback, split_url
 from apigw.config.model import SELF, Backend, CircuitBreaker, JWTSection, RedisSection
 from apigw.config.parse import Draft
 from apigw.config.problems import listed, shown
 from apigw.config.reading import Unreadable, read_bounded
+from apigw.config.redis_url import SENTINEL, RedisURL
 
 MAX_JWKS_BYTES = 1_048_576
+MAX_PEM_BYTES = 1_048_576
 ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384")
 _LATER = ("ES512", "EdDSA", "ES256K", "Ed25519", "Ed448")  # asymmetric, so sound, but not verified by this version
 
@@ -18,7 +22,7 @@ def check_sections(draft: Draft, now_s: float) -> None:
     if draft.config.jwt is not None:
         _check_jwt(draft, draft.config.jwt)
     if draft.config.redis is not None and draft.sound(draft.config.redis, "url"):
-        _check_redis_url(draft, draft.config.redis)
+        _check_redis(draft, draft.config.redis)
     _check_rate_limits(draft)
     _check_limits(draft)
     _check_shedding(draft)
@@ -84,20 +88,23 @@ def _check_jwks_file(draft: Draft, jwt: JWTSection) -> None:
         draft.refuse(jwt, "jwks_file", f"auth.jwt.jwks_file {jwt.jwks_file} {problem}")
 
 
-def _check_redis_url(draft: Draft, redis: RedisSection) -> None:
-    """What the Redis adapter takes; messages do not quote the URL, which may hold a password."""
-    parts = split_url(redis.url)
-    if parts is None or parts.scheme not in ("redis", "rediss"):
-        return
-    database = parts.path.strip("/")
-    if database and not (database.isascii() and database.isdigit() and len(database) < 6):
-        draft.refuse(redis, "url", "redis.url: the path must be the number of a database, as in redis://HOST:6379/0")
-    if parts.query:
-        draft.refuse(redis, "url", "redis.url has a query, which is not understood")
-    if parts.username and not parts.password:
-        draft.refuse(
-            redis, "url", "redis.url has a user and no password; a password alone is written redis://:PASSWORD@HOST"
-        )
+def _check_redis(draft: Draft, redis: RedisSection) -> None:
+    """The keys that only some URLs have, and the file; messages do not quote the URL, which may hold a password."""
+    url = RedisURL.of(redis.url)
+    if redis.ca_file is not None and not url.tls:
+        draft.refuse(redis, "ca_file", "redis.ca_file is for TLS; the URL must begin with rediss")
+    elif redis.ca_file is not None and draft.sound(redis, "ca_file"):
+        try:
+            load_pem_x509_certificates(read_bounded(redis.ca_file, MAX_PEM_BYTES))
+        except Unreadable as error:
+            draft.refuse(redis, "ca_file", f"redis.ca_file {redis.ca_file} {error}")
+        except ValueError:
+            draft.refuse(redis, "ca_file", f"redis.ca_file {redis.ca_file} holds no PEM certificates")
+    for key in ("sentinel_user", "sentinel_password"):
+        if getattr(redis, key) is not None and url.kind != SENTINEL:
+            draft.refuse(redis, key, f"redis.{key} is for redis+sentinel://; the password of Redis is in the URL")
+    if redis.sentinel_user is not None and redis.sentinel_password is None:
+        draft.refuse(redis, "sentinel_user", "redis.sentinel_user needs redis.sentinel_password")
 
 
 def _check_rate_limits(draft: Draft) -> None:

@@ -11,9 +11,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from twisted.internet import reactor
-from twisted.internet.ssl import Certificate, trustRootFromCertificates
 
-from apigw.adapters.redis_connect import connect_to
+from apigw.adapters.redis_connect import connect_to, trust_root_of
 from apigw.adapters.redis_counters import RedisCounters
 from apigw.adapters.redis_link import RedisAddress
 from apigw.config.model import RedisSection
@@ -58,12 +57,12 @@ async def test_a_refused_connection_is_told() -> None:
 @pytest_twisted.ensureDeferred
 async def test_over_tls_the_servers_certificate_is_verified(tmp_path: Path) -> None:
     """Trusted: it counts. Not trusted: it stays down, and nothing was sent."""
-    certificate = self_signed(tmp_path)
+    self_signed(tmp_path)
     port = free_port()
     files = ["--tls-cert-file", "cert.pem", "--tls-key-file", "key.pem", "--tls-ca-cert-file", "cert.pem"]
     paths = [str(tmp_path / word) if word.endswith(".pem") else word for word in files]
     with redis_server("--tls-port", str(port), *paths, "--tls-auth-clients", "no"):
-        store = store_at(f"rediss://127.0.0.1:{port}/0", trustRootFromCertificates([certificate]))
+        store = store_at(f"rediss://127.0.0.1:{port}/0", trust_root_of(tmp_path / "cert.pem"))
         store.startService()
         await until(lambda: store.up, loop)
         assert isinstance(await store.take([DEMAND], 1_707_264_000.0), Counted)
@@ -76,7 +75,7 @@ async def test_over_tls_the_servers_certificate_is_verified(tmp_path: Path) -> N
         await turns(loop, 0.01)
 
 
-def self_signed(directory: Path) -> Certificate:
+def self_signed(directory: Path) -> None:
     """cert.pem and key.pem for 127.0.0.1."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "redis")])
@@ -98,4 +97,3 @@ def self_signed(directory: Path) -> Certificate:
     (directory / "key.pem").write_bytes(
         key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     )
-    return Certificate.loadPEM(pem)

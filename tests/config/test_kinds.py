@@ -19,6 +19,7 @@ from apigw.config.kinds import (
     Reading,
     Refused,
     Reported,
+    Secret,
     Text,
     Whole,
 )
@@ -103,3 +104,12 @@ def test_a_mapping_of_numbers_keeps_the_defaults_of_what_is_left_out() -> None:
 
 def test_quoted_numbers_are_explained() -> None:
     assert read(Text(), 5) == "key must be text, not the number 5; put it in quotes if it is text"
+
+
+def test_a_secret_is_read_and_never_shown() -> None:
+    read = Secret().read(node_of("s3cret"), "key", Reading("f", Path("/"), Problems()))
+    assert read == "s3cret"
+    assert Secret().show(read) == "***"
+    with pytest.raises(Refused) as refused:
+        Secret().read(node_of("s3cret" * 1000), "key", Reading("f", Path("/"), Problems()))
+    assert "s3cret" not in refused.value.message

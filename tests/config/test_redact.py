@@ -15,7 +15,8 @@ def test_secrets_are_stars_and_all_else_is_in_the_units_of_the_file(now_s: float
     shown = redacted(load(VALID, hostname="h", now_s=now_s))
     text = json.dumps(shown)
     assert "secret" not in text
-    assert shown["redis"] == {"url": "redis://:***@127.0.0.1:6379/0", "timeout_ms": 5}
+    assert shown["redis"]["url"] == "redis://:***@127.0.0.1:6379/0" and shown["redis"]["timeout_ms"] == 5
+    assert shown["redis"]["sentinel_password"] is None
     users = shown["routes"][0]
     assert users["route_id"] == "users" and users["timeout_ms"] == 10_000 and users["owner"] == "team-platform"
     me = next(route for route in shown["routes"] if route["route_id"] == "me")

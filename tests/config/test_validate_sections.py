@@ -60,22 +60,45 @@ def test_lowering_the_body_limit_below_the_default_buffer_is_explained(
     ]
 
 
+CERTIFICATES = """-----BEGIN CERTIFICATE-----
+nothing of the kind
+-----END CERTIFICATE-----
+"""
+
+
 @pytest.mark.parametrize(
-    ("url", "accepted"),
+    ("section", "problem"),
     [
-        ("redis://127.0.0.1", True),
-        ("redis://:secret@h:6379/15", True),
-        ("redis://user:secret@h/", True),
-        ("redis://secret@h", False),
-        ("redis://h/db", False),
-        ("redis://h/0?ssl=true", False),
+        ({"url": "redis://:secret@h:6379/15"}, None),
+        ({"url": "rediss://:secret@h"}, None),
+        ({"url": "redis://:secret@h/db"}, "redis.url must end with the number of a database, as in HOST:6379/0"),
+        ({"url": "rediss://:secret@h", "ca_file": "no.pem"}, "redis.ca_file no.pem does not exist"),
+        ({"url": "rediss://:secret@h", "ca_file": "bad.pem"}, "redis.ca_file bad.pem holds no PEM certificates"),
+        ({"url": "rediss://:secret@h", "ca_file": "empty.pem"}, "redis.ca_file empty.pem holds no PEM certificates"),
+        (
+            {"url": "redis://:secret@h", "ca_file": "bad.pem"},
+            "redis.ca_file is for TLS; the URL must begin with rediss",
+        ),
+        (
+            {"url": "redis://:secret@h", "sentinel_password": "secret"},
+            "redis.sentinel_password is for redis+sentinel://; the password of Redis is in the URL",
+        ),
+        (
+            {"url": "redis+sentinel://:secret@h/m", "sentinel_user": "secret"},
+            "redis.sentinel_user needs redis.sentinel_password",
+        ),
     ],
 )
-def test_a_redis_url_says_what_the_adapter_understands_and_is_not_quoted(
-    refused: Refused, document: dict[str, Any], url: str, accepted: bool
+def test_the_keys_of_redis_fit_its_url(
+    refused: Refused, document: dict[str, Any], tmp_path: Path, section: dict[str, str], problem: str | None
 ) -> None:
-    problems = refused(document | {"redis": {"url": url}})
-    assert (problems == []) is accepted and "secret" not in str(problems)
+    """And no message has a password in it."""
+    (tmp_path / "bad.pem").write_text(CERTIFICATES)
+    (tmp_path / "empty.pem").write_text("")
+    problems = [problem.partition(": ")[2] for problem in refused(document | {"redis": section})]
+    problems = [problem for problem in problems if "not available" not in problem]
+    assert problems == ([] if problem is None else [problem])
+    assert "secret" not in str(problems)
 
 
 def test_a_log_file_is_written_once(refused: Refused, document: dict[str, Any]) -> None:
