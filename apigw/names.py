@@ -167,6 +167,8 @@ METRICS: Final[dict[str, Metric]] = {
     "memory_percent": Metric("gauge", (), "Memory in use, of what the worker may use."),
     "redis_up": Metric("gauge", (), "1 when Redis answers rate limit checks in time, else 0."),
     "redis_duration_seconds": Metric("histogram", (), "Round trip of one batch of rate limit checks."),
+    "shared_store_up": Metric("gauge", (), "1 when Redis answers what is no rate limit check, else 0."),
+    "shared_store_listening": Metric("gauge", (), "1 while messages of other gateways are heard, else 0."),
     "config_info": Metric("gauge", ("version",), "1 for the configuration version that serves."),
     "config_last_reload_successful": Metric("gauge", (), "1 when the last reload was applied, 0 when it was refused."),
     "tls_certificate_expiry_timestamp_seconds": Metric("gauge", ("host",), "Epoch second at which it expires."),

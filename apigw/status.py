@@ -6,6 +6,7 @@ import apigw
 
 if TYPE_CHECKING:
     from apigw.adapters.api_keys import APIKeys
+    from apigw.adapters.shared_store import RedisSharedStore
     from apigw.core.shedding import Shedding
     from apigw.upstream.pool import Pool
     from apigw.worker import Worker
@@ -33,8 +34,19 @@ def status(worker: "Worker") -> dict[str, object]:
         "in_flight": worker.site.in_flight,
         "event_loop_lag_ms": round(worker.lag.lag_s() * 1000, 3),
         "load": _load(worker.shedding),
+        "shared_store": None if worker.store is None else _shared_store(worker.store),
         "api_keys": None if worker.api_keys is None else _api_keys(worker.api_keys),
         "backends": {name: _backend(pool) for name, pool in worker.backends.pools.items()},
+    }
+
+
+def _shared_store(store: "RedisSharedStore") -> dict[str, object]:
+    """What gateways share in Redis besides rate counters."""
+    return {
+        "up": store.up,
+        "listening": store.listening,
+        "reconnects": store.reconnects,
+        "last_error": store.last_error,
     }
 
 
@@ -100,6 +112,8 @@ def watch(worker: "Worker") -> None:
     )
     _watch_api_keys(worker)
     metrics.watch("redis_up", lambda: None if worker.redis is None else float(worker.redis.up))
+    metrics.watch("shared_store_up", lambda: None if worker.store is None else float(worker.store.up))
+    metrics.watch("shared_store_listening", lambda: None if worker.store is None else float(worker.store.listening))
     metrics.watch(
         "jwks_last_success_timestamp_seconds", lambda: None if worker.keys is None else worker.keys.last_success_epoch_s
     )

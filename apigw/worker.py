@@ -33,8 +33,9 @@ from apigw.adapters.redis_connect import connect_to, trust_root_of
 from apigw.adapters.redis_counters import RedisCounters
 from apigw.adapters.redis_link import RedisAddress
 from apigw.adapters.shadow_log import ShadowLog
+from apigw.adapters.shared_store import RedisSharedStore
 from apigw.config import files
-from apigw.config.model import Config
+from apigw.config.model import Config, RedisSection
 from apigw.config.redact import redacted
 from apigw.config.restart import refuse_restart_only
 from apigw.config.snapshot import Snapshot
@@ -86,9 +87,11 @@ class Worker(MultiService):
         self.access_log = AccessLog(open_sinks(config.access_log), apigw.__version__, random.random)
         self.ledger = Ledger([self.access_log.record, self.metrics.record], reactor.after_sends)
         self.local_counters = MemoryCounters()
+        self.connector = Connector(reactor, self.deadlines)
         self.redis = self._redis(config)  # None: rate limits count in this process
+        self.store = self._shared_store(config)  # None: no Redis; who listens to it says so before it starts
+        self.announcements = None if self.store is None else Announcements(self.store)  # of changed API keys
         self.keys = self._key_source(config)  # None: no route wants a JWT
-        self.announcements: Announcements | None = None  # of changed API keys; None: no Redis
         self.api_keys = self._api_key_source(config)  # None: no route wants an API key
         self.lag = LoopLag(reactor)
         self.shedding = Shedding(config.load_shedding.cpu_percent, config.load_shedding.memory_percent)
@@ -112,6 +115,7 @@ class Worker(MultiService):
             Trimming(reactor, lambda: len(self.site.channels), trim_memory),
             Pruning(reactor, self.local_counters, wall),
             self.redis,
+            self.store,
             self.keys,
             self.api_keys,
             self.backends,
@@ -141,15 +145,23 @@ class Worker(MultiService):
     def _redis(self, config: Config) -> RedisCounters | None:
         if config.redis is None or config.rate_limits.store != "redis":
             return None
-        where = RedisAddress.of(config.redis.url)
-        trust_root = None if config.redis.ca_file is None else trust_root_of(config.redis.ca_file)
         return RedisCounters(
-            connect_to(where, self._reactor, Connector(self._reactor, self.deadlines), trust_root),
+            self._way_to(config.redis),
             self._reactor,
             self._reactor.after_turn,
             config.redis,
             on_batch=self.metrics.redis_answered,
         )
+
+    def _shared_store(self, config: Config) -> RedisSharedStore | None:
+        if config.redis is None:
+            return None
+        return RedisSharedStore(self._way_to(config.redis), self._reactor, RedisAddress.of(config.redis.url).opening)
+
+    def _way_to(self, section: RedisSection) -> Callable[[Any], "Deferred[Any]"]:
+        """What puts a Protocol on a new connection to Redis."""
+        trust_root = None if section.ca_file is None else trust_root_of(section.ca_file)
+        return connect_to(RedisAddress.of(section.url), self._reactor, self.connector, trust_root)
 
     def _key_source(self, config: Config) -> JWKS | None:
         return None if config.jwt is None else JWKS(self._reactor, config.jwt, self._wall)

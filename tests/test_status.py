@@ -28,8 +28,8 @@ from apigw.testing import ended_exchange
 from apigw.worker import Worker
 from tests.e2e.identity import AUDIENCE, ISSUER, key_set
 from tests.edge.authority import certificate
-from tests.servers import free_port
-from tests.workers import NOW_S, House, workers
+from tests.servers import free_port, until
+from tests.workers import NOW_S, REACTOR, House, workers
 
 
 @pytest.fixture
@@ -125,6 +125,18 @@ def test_a_status_shows_what_api_keys_wait_for(furnished: Worker, house: House) 
     assert said["checks"] == {"running": 0, "queued": 0} and said["turned_away"] == said["unconfirmed"] == 0
 
 
+@pytest_twisted.ensureDeferred
+async def test_a_status_says_whether_gateways_hear_each_other(furnished: Worker) -> None:
+    """Here nobody listens where Redis should be."""
+    store = furnished.store
+    assert store is not None
+    await until(lambda: "refused" in (store.last_error or ""), REACTOR)
+    said: Any = status(furnished)["shared_store"]
+    assert said.pop("last_error") == store.last_error
+    assert said == {"up": False, "listening": False, "reconnects": 0}
+    assert series(furnished)["shared_store_up"] == series(furnished)["shared_store_listening"] == {(): 0}
+
+
 # -- gauges
 
 
@@ -158,7 +170,14 @@ def test_a_name_on_several_listeners_is_one_series_with_the_first_end(furnished:
 def test_what_is_not_configured_has_no_series(house: House) -> None:
     said = series(house.start())
     assert said.keys().isdisjoint(
-        {"redis_up", "jwks_last_success_timestamp_seconds", "jwks_refresh_failures_total", "backend_instance_up"}
+        {
+            "redis_up",
+            "shared_store_up",
+            "shared_store_listening",
+            "jwks_last_success_timestamp_seconds",
+            "jwks_refresh_failures_total",
+            "backend_instance_up",
+        }
     )
 
 

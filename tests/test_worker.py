@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import pytest_twisted
+from attrs import evolve
 from twisted.internet.defer import Deferred
 from twisted.internet.threads import deferToThread
 
@@ -17,6 +18,7 @@ from apigw.adapters.memory_counters import MemoryCounters
 from apigw.adapters.redis_counters import RedisCounters
 from apigw.config.model import (
     AdminSection,
+    APIKeysSection,
     Backend,
     Instance,
     JWTSection,
@@ -238,6 +240,31 @@ async def test_the_last_jwt_section_takes_its_key_source_with_it(house: House, k
     await until(old.current, REACTOR)
     assert await house.reload(worker, house.config("v2"))
     assert worker.keys is None and not old.running
+
+
+# -- what gateways share
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_worker_with_redis_shares_what_is_known_of_api_keys(house: House, tmp_path: Path) -> None:
+    """Wherever the rate limits count. The store is the process's: a source that a reload makes hears by it as well."""
+    section = APIKeysSection(f"sqlite:///{tmp_path / 'keys.db'}")
+    with redis_server() as server:
+        worker = house.start(redis=RedisSection(server.url), api_keys=section)
+        store = worker.store
+        assert store is not None and store.parent is worker and worker.redis is None
+        assert worker.announcements is not None and worker.announcements.store is store
+        await until(lambda: store.up and worker.api_keys is not None and worker.api_keys.changes.in_step, REACTOR)
+        other = house.config("v2", redis=RedisSection(server.url), api_keys=evolve(section, cache_ttl_s=60.0))
+        old = worker.api_keys
+        assert await house.reload(worker, other)
+        assert worker.api_keys is not old and worker.store is store
+        await until(lambda: worker.api_keys is not None and worker.api_keys.changes.in_step, REACTOR)
+
+
+def test_a_worker_without_redis_shares_nothing(house: House) -> None:
+    worker = house.start()
+    assert worker.store is None and worker.announcements is None
 
 
 # -- drain

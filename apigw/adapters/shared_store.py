@@ -1,0 +1,138 @@
+"""What gateways share in one Redis besides rate counters: commands on one kept connection, messages on another.
+
+A connection that subscribes takes no other commands, hence two. Both live and die by redis_line.py; nothing here
+waits longer than a second, and while Redis is down a command fails at once. Who uses it: checked API keys
+(api_key_shared.py), what changed of them (api_key_changes.py), revoked tokens (revocation_list.py).
+"""
+
+import random
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from hiredis import ReplyError
+from twisted.application.service import MultiService
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+
+from apigw.adapters.redis_conversation import Reply
+from apigw.adapters.redis_line import Connect, RedisLine
+from apigw.adapters.redis_link import pack
+from apigw.adapters.redis_script import cured_by_new_connection
+from apigw.errors import StoreDown
+
+log = Logger()
+
+Hearer = tuple[Callable[[bytes], None], Callable[[], None]]  # on_message, on_listening
+
+
+class RedisSharedStore(MultiService):
+    """A SharedStore (ports.py) over one Redis. It outlives reloads; whoever listens says so before the start.
+
+    connect: puts a Protocol on a new connection to Redis; fires when it is made. The only place where one is made.
+    opening: packed commands that begin each connection (AUTH, SELECT). draw: the back-off's jitter.
+
+    up, listening, last_error, reconnects: for metrics and /status.
+    """
+
+    def __init__(
+        self,
+        connect: Connect,
+        clock: IReactorTime,
+        opening: Sequence[bytes],
+        *,
+        draw: Callable[[], float] = random.random,
+    ) -> None:
+        super().__init__()
+        self.listening = False
+        self._connect = connect
+        self._clock = clock
+        self._opening = tuple(opening)
+        self._draw = draw
+        self._hearers: dict[bytes, list[Hearer]] = {}
+        self._commands = RedisLine(connect, clock, opening, title="shared store", draw=draw)
+        self._commands.setServiceParent(self)
+        self._messages: RedisLine | None = None
+
+    @property
+    def up(self) -> bool:
+        """Whether commands are answered."""
+        return self._commands.up
+
+    @property
+    def last_error(self) -> str | None:
+        """Why commands are not answered, or else why nothing is heard; None when all is well."""
+        messages = self._messages
+        return self._commands.last_error or (None if messages is None else messages.last_error)
+
+    @property
+    def reconnects(self) -> int:
+        """Of both connections."""
+        return self._commands.reconnects + (0 if self._messages is None else self._messages.reconnects)
+
+    def command(self, key: str, *words: str | bytes | int) -> "Deferred[Any]":
+        """See ports.SharedStore: fails with StoreDown within a second, at once while Redis is down."""
+        return self._commands.ask(pack(*words)).addCallback(self._good)
+
+    def publish(self, channel: str, message: bytes) -> "Deferred[Any]":
+        """Fires with the number of connections that hear it on this node."""
+        return self._commands.ask(pack("PUBLISH", channel, message)).addCallback(self._good)
+
+    def _good(self, reply: Reply) -> Any:
+        if isinstance(reply, ReplyError):
+            text = str(reply)[:200]
+            if cured_by_new_connection(text) and "NOPERM" not in text:  # one command's ACL is not the others' trouble
+                self.renew(text)
+            raise StoreDown(text)
+        return reply
+
+    def renew(self, reason: str) -> None:
+        """Both connections lead to the wrong place by now (a failover, a new password): make others."""
+        for line in (self._commands, self._messages):
+            if line is not None:
+                line.renew(reason)
+
+    # -- channels
+
+    def listen(self, channel: str, on_message: Callable[[bytes], None], on_listening: Callable[[], None]) -> None:
+        """See ports.SharedStore. Before startService."""
+        assert not self.running, "listen() comes before the start"
+        self._hearers.setdefault(channel.encode(), []).append((on_message, on_listening))
+
+    def startService(self) -> None:
+        if self._hearers and self._messages is None:
+            subscribing = [pack("SUBSCRIBE", channel) for channel in self._hearers]
+            self._messages = RedisLine(
+                self._connect,
+                self._clock,
+                (*self._opening, *subscribing),
+                title="subscription",
+                on_up=self._begun,
+                on_down=self._broken,
+                on_message=self._heard,
+                draw=self._draw,
+            )
+            self._messages.setServiceParent(self)
+        super().startService()
+
+    def _begun(self) -> None:
+        self.listening = True
+        for hearers in self._hearers.values():
+            for _, on_listening in hearers:
+                _guarded(on_listening)
+
+    def _broken(self) -> None:
+        self.listening = False
+
+    def _heard(self, channel: bytes, message: bytes) -> None:
+        for on_message, _ in self._hearers.get(channel, ()):
+            _guarded(partial(on_message, message))
+
+
+def _guarded(call: Callable[[], None]) -> None:
+    """One listener's defect is not another's."""
+    try:
+        call()
+    except Exception:
+        log.failure("a listener of the shared store failed")
