@@ -12,7 +12,7 @@ FLAGS ?=
 .PHONY: run test bench check format lock clean .venv system-packages
 .DELETE_ON_ERROR:
 
-run: .venv/installed  ## the gateway with sample backends and an identity service; Ctrl-C stops all of it
+run: .venv/installed .venv/bin/apigwctl  ## the gateway with sample backends and an identity service; Ctrl-C stops all of it
 	$(BIN)/python etc/demo/run.py $(FLAGS)
 
 test: check system-packages  ## the checks and all tests; FLAGS="-k name -x" goes to pytest
@@ -21,7 +21,7 @@ test: check system-packages  ## the checks and all tests; FLAGS="-k name -x" goe
 bench: .venv/installed system-packages  ## the benchmark with peers, docs/benchmarking.md; FLAGS="--quick" goes to it
 	$(BIN)/python bench/run.py $(FLAGS)
 
-check: .venv/installed-test  ## format, lint, types, the direction of imports
+check: .venv/installed-test .venv/bin/apigwctl  ## format, lint, types, the direction of imports
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy
@@ -31,7 +31,7 @@ format: .venv/installed-test
 	$(BIN)/ruff check --fix-only
 	$(BIN)/ruff format
 
-.venv: .venv/installed-test
+.venv: .venv/installed-test .venv/bin/apigwctl
 
 # A virtual environment with pinned packages, and this checkout on its path: twistd finds the service from anywhere.
 .venv/bin/activate:
@@ -43,6 +43,11 @@ format: .venv/installed-test
 	    pathlib.Path(sysconfig.get_path("purelib"), "apigw-checkout.pth").write_text("$(CURDIR)\n")'
 	@cd / && "$(CURDIR)/$(BIN)/twistd" --help | grep '^ *apigw ' >/dev/null || { echo "twistd does not find apigw" >&2; exit 1; }
 	@touch $@
+
+# What an installed package has as its console script, for the checkout.
+.venv/bin/apigwctl: .venv/bin/activate
+	@printf '#!%s\nimport sys\n\nfrom apigw.cli.main import main\n\nsys.exit(main())\n' "$(CURDIR)/$(BIN)/python" >$@
+	@chmod 755 $@
 
 .venv/installed-test: .venv/installed requirements-test.lock
 	$(PIP) -r requirements-test.lock

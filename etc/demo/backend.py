@@ -20,10 +20,19 @@ ANSWERS: dict[tuple[str, str, str], Any] = {
     ("users", "GET", "/users/me"): {"id": "{user}", "name": "{user}"},
     ("orders", "GET", "/orders"): {"orders": ORDERS},
     ("orders", "POST", "/orders/refund"): {"refunded": True},
+    ("orders", "GET", "/partner/orders"): {"orders": ORDERS},
     ("products", "GET", "/products"): {"products": PRODUCTS},
     ("products", "GET", "/products/search"): {"found": PRODUCTS[:1]},
 }
-SHOWN = ("X-User-ID", "X-User-Scopes", "X-Request-ID", "X-Forwarded-For", "X-Forwarded-Proto", "traceparent")
+SHOWN = (
+    "X-User-ID",
+    "X-User-Scopes",
+    "X-Partner-ID",
+    "X-Request-ID",
+    "X-Forwarded-For",
+    "X-Forwarded-Proto",
+    "traceparent",
+)
 
 
 class Backend(Resource):

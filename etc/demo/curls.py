@@ -1,13 +1,14 @@
 """What `make run` prints when everything answers: curl lines to paste, each complete in itself."""
 
 import json
+import sys
 import urllib.request
 from pathlib import Path
 from typing import NamedTuple
 
 from apigw.config.model import Config
 
-USER, SCOPES = "alice", "orders:read"
+USER, SCOPES, PARTNER = "alice", "orders:read", "acme"
 
 
 class Line(NamedTuple):
@@ -25,8 +26,8 @@ def token(identity_port: int) -> str:
         return str(json.load(answer)["access_token"])
 
 
-def lines(config: Config, main_file: Path, bearer: str) -> list[Line]:
-    """The tour: public, refused, let in, no scope, too many, plain HTTP, the operator's side."""
+def lines(config: Config, main_file: Path, bearer: str, api_key: str) -> list[Line]:
+    """The tour: public, refused, let in, no scope, a partner, too many, plain HTTP, the operator's side."""
     https = next((each.port for each in config.listeners if each.tls), None)
     plain = next((each.port for each in config.listeners if not each.tls), None)
     certificate = main_file.parent / "state" / "tls.crt"
@@ -40,6 +41,11 @@ def lines(config: Config, main_file: Path, bearer: str) -> list[Line]:
         Line(200, f"with one: the backend sees X-User-ID: {USER}", f"{curl} {login} {origin}/api/users/me"),
         Line(200, f"the token has the scope {SCOPES}", f"{curl} {login} {origin}/api/orders"),
         Line(403, "but not orders:refund", f"{curl} {login} -X POST {origin}/api/orders/refund"),
+        Line(
+            200,
+            f"a partner's API key: the backend sees X-Partner-ID: {PARTNER}",
+            f"{curl} -H 'X-API-Key: {api_key}' {origin}/api/partner/orders",
+        ),
         Line(429, "five searches a minute", f"for i in 1 2 3 4 5 6 7 8; do {search}; done; echo"),
         Line(404, "no such route, over plain HTTP", f"curl -i http://127.0.0.1:{plain}/nowhere"),
         Line(200, "for the operator: who is up", f"curl -i {admin}/readyz"),
@@ -47,11 +53,13 @@ def lines(config: Config, main_file: Path, bearer: str) -> list[Line]:
     ]
 
 
-def page(config: Config, main_file: Path, gateway_pid: int, identity_port: int) -> str:
+def page(config: Config, main_file: Path, gateway_pid: int, identity_port: int, api_key: str) -> str:
     """All of it as text."""
     tour = [
-        f"# {line.status}: {line.says}\n{line.command}\n" for line in lines(config, main_file, token(identity_port))
+        f"# {line.status}: {line.says}\n{line.command}\n"
+        for line in lines(config, main_file, token(identity_port), api_key)
     ]
+    control = f"{Path(sys.executable).parent / 'apigwctl'} --config {main_file}"
     another = f"curl -s 'http://127.0.0.1:{identity_port}/token?sub=bob&scope=orders:read+orders:refund'"
     return "\n".join(
         [
@@ -61,6 +69,10 @@ def page(config: Config, main_file: Path, gateway_pid: int, identity_port: int) 
             *tour,
             "# a token for somebody else",
             another,
+            "",
+            "# a key for another partner, and all keys",
+            f"{control} keys create --partner globex --scope orders:read",
+            f"{control} keys list",
             "",
             f"Routes: {main_file.parent}/routes.d/*.yaml; a change is live within {config.config.poll_s:.0f} s,",
             f"or at once: kill -HUP {gateway_pid}",

@@ -1,8 +1,10 @@
-"""The demo's secrets, made at its first start and kept for the next: a certificate and the identity service's key."""
+"""The demo's secrets, made at its first start and kept for the next: a certificate, the identity service's key, and an
+API key of a partner."""
 
 import datetime
 import ipaddress
 import os
+import time
 from pathlib import Path
 
 from cryptography import x509
@@ -10,6 +12,9 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
+
+from apigw.adapters.key_store import KeyStore
+from apigw.core.api_keys import Malformed, split
 
 VALID_DAYS = 365
 RENEW_DAYS = 7  # a demo left alone for a year is not to stop at an expired certificate
@@ -26,6 +31,24 @@ def ensure(folder: Path) -> None:
         _write(folder / "tls.crt", certificate.public_bytes(Encoding.PEM))
     if not (folder / "identity.key").exists():
         _write(folder / "identity.key", _pem(rsa.generate_private_key(65537, RSA_BITS)))
+
+
+def partner_key(folder: Path, database_url: str, partner: str, scopes: tuple[str, ...]) -> str:
+    """A partner's API key that the database of the gateway knows: that of the last start, or a new one."""
+    kept = folder / "partner.key"
+    store = KeyStore(database_url)
+    try:
+        presented = kept.read_text() if kept.exists() else ""
+        try:
+            record = store.find(split(presented.encode())[0])
+        except Malformed:
+            record = None
+        if record is None or record.state(time.time()) != "active":
+            presented = store.create(partner, scopes=scopes).presented
+            _write(kept, presented.encode())
+    finally:
+        store.close()
+    return presented
 
 
 def self_signed(now: datetime.datetime) -> tuple[ec.EllipticCurvePrivateKey, x509.Certificate]:

@@ -159,13 +159,17 @@ def demo(children: Processes, main_file: Path) -> None:
     config = configuration(main_file)
     if config.jwt is None or config.jwt.jwks_url is None:
         raise Stop(f"{main_file}: the demo needs auth.jwt.jwks_url, where its identity service is to listen")
+    if config.api_keys is None:
+        raise Stop(f"{main_file}: the demo needs auth.api_keys, where it puts the key of a partner")
     identity_port, backends = urlsplit(config.jwt.jwks_url).port or 80, samples(config)
     listeners = {("https" if each.tls else "plain HTTP"): each.port for each in config.listeners}
     refuse_taken_ports(
         {**listeners, "admin": config.admin.port, "the identity service": identity_port}
         | {f"the backend {name!r}": port for name, port in backends.items()}
     )
-    key = main_file.parent / "state" / "identity.key"
+    state = main_file.parent / "state"
+    key = state / "identity.key"
+    api_key = keys.partner_key(state, config.api_keys.database_url, curls.PARTNER, (curls.SCOPES,))
     identity = (HERE / "identity.py", str(identity_port), key, config.jwt.issuer, config.jwt.audience)
     children.start("the identity service", sys.executable, *identity)
     for name, port in backends.items():
@@ -175,7 +179,7 @@ def demo(children: Processes, main_file: Path) -> None:
     daemon = (twistd, "-n", "--pidfile=", "apigw", "--config", main_file)
     pid = children.start("the gateway", *daemon, cwd=main_file.parent)
     await_answers(children, [f"http://127.0.0.1:{config.admin.port}/readyz"])
-    print(curls.page(config, main_file, pid, identity_port), flush=True)
+    print(curls.page(config, main_file, pid, identity_port, api_key), flush=True)
     while True:
         children.wait()
 

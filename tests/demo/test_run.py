@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from apigw.adapters.key_store import KeyStore
+
 CHECKOUT = Path(__file__).resolve().parents[2]
 DEMO = CHECKOUT / "etc" / "demo"
 PORTS = (8443, 8080, 9601, 9400, 9401, 9402, 9403)  # of etc/demo, each replaced by a free one
@@ -125,6 +127,12 @@ def pasted_statuses(page: str, run: Callable[[str], str]) -> list[tuple[int, int
     return results
 
 
+def command_with(page: str, words: str) -> str:
+    """The printed line that has these words."""
+    (found,) = [line for line in page.splitlines() if words in line]
+    return found
+
+
 def gateway_pid(page: str) -> str:
     found = re.search(r"kill -HUP (\d+)", page)
     assert found
@@ -139,8 +147,13 @@ def test_what_it_prints_works_when_pasted_and_ctrl_c_leaves_nothing_running(demo
     assert [got for _, got, _ in results] == [promised for promised, _, _ in results]
     assert {401, 403, 404, 429} <= {promised for promised, _, _ in results}
     assert any('"X-User-ID": "alice"' in shown for _, _, shown in results)
+    assert any('"X-Partner-ID": "acme"' in shown for _, _, shown in results)
     assert "apigw_requests_total" in results[-1][2]
     assert demo.open_ports() == set(demo.ports.values())
+
+    assert re.search(r"\bpk_live_[A-Za-z0-9]{16}_", shell(command_with(page, "keys create")))
+    listed = shell(command_with(page, "keys list"))
+    assert "acme" in listed and "globex" in listed and "pk_live_" not in listed
 
     readme = (CHECKOUT / "README.rst").read_text()
     block = re.search(r"code-block:: yaml\n\n((?:    .*\n|\n)+)", readme)
@@ -163,6 +176,24 @@ def test_what_it_prints_works_when_pasted_and_ctrl_c_leaves_nothing_running(demo
     assert "nothing is left running" in demo.rest()
     assert process.returncode == 0
     assert demo.open_ports() == set()
+
+
+def test_the_partners_key_is_kept_for_the_next_start_unless_it_was_revoked(demo: Demo) -> None:
+    def printed_key() -> str:
+        process = demo.start()
+        page = demo.output_until(END_OF_PAGE)
+        process.send_signal(signal.SIGINT)
+        demo.rest()
+        found = re.search(r"pk_live_([A-Za-z0-9]+)_[A-Za-z0-9]+", page)
+        assert found
+        return found[1]
+
+    first = printed_key()
+    assert printed_key() == first
+    store = KeyStore(f"sqlite:///{demo.folder}/state/api_keys.db")
+    store.revoke(first)
+    store.close()
+    assert printed_key() != first
 
 
 def test_when_one_part_dies_the_rest_is_stopped_and_it_says_which(demo: Demo) -> None:

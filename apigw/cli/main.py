@@ -1,0 +1,74 @@
+"""`apigwctl VERB`: the list of verbs, and the one place where what went wrong becomes a sentence and a status.
+
+0   done                       also a read that found nothing
+1   refused or failed          one sentence on standard error, never a traceback
+2   wrong usage
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+import apigw
+from apigw.cli.keys import keys
+from apigw.cli.refusals import NAME, Refused, usage_sentence, warn
+from apigw.cli.settings import Settings
+from apigw.errors import ConfigurationError, StoreDown
+
+DONE, FAILED, WRONG_USAGE = 0, 1, 2
+
+
+@click.group(name=NAME, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(apigw.__version__, message=f"{NAME} %(version)s")
+@click.option(
+    "--config",
+    "main_file",
+    type=click.Path(path_type=Path),
+    default=Path("/etc/apigw/apigw.yaml"),
+    envvar="APIGW_CONFIG",
+    show_default=True,
+    show_envvar=True,
+    help="The gateway's main configuration file.",
+)
+@click.pass_context
+def verbs(context: click.Context, main_file: Path) -> None:
+    """What an operator does with a gateway by hand. Status: 0 done, 1 refused or failed, 2 wrong usage."""
+    context.obj = Settings(main_file)
+
+
+for verb in (keys,):
+    verbs.add_command(verb)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The exit status. `arguments` without the program's name; None: those of the process."""
+    try:
+        status = verbs.main(arguments, prog_name=NAME, standalone_mode=False)
+        sys.stdout.flush()
+        return status if isinstance(status, int) else DONE
+    except click.exceptions.NoArgsIsHelpError as error:
+        print(error.format_message(), file=sys.stderr)
+        return WRONG_USAGE
+    except click.UsageError as error:
+        warn(usage_sentence(error))
+        return WRONG_USAGE
+    except click.ClickException as error:
+        warn(error.format_message())
+    except ConfigurationError as error:
+        print(error, file=sys.stderr)
+    except (Refused, StoreDown) as refused:
+        warn(str(refused))
+    except (click.Abort, KeyboardInterrupt):
+        warn("stopped")
+    except BrokenPipeError:  # `apigwctl logs | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter's own flush at the end
+    except OSError as error:
+        warn(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+    return FAILED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

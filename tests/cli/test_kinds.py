@@ -1,0 +1,75 @@
+"""What may stand on the command line."""
+
+import time
+
+import click
+import pytest
+
+from apigw.cli.kinds import Duration, KeyId, Moment, Network, Scope, duration_s, moment_s
+
+
+def refusal(kind: click.ParamType, value: str) -> str:
+    with pytest.raises(click.BadParameter) as raised:
+        kind.convert(value, None, None)
+    return raised.value.message
+
+
+@pytest.mark.parametrize("text, seconds", [("30s", 30), ("15m", 900), ("24h", 86_400), ("90d", 7_776_000), ("0s", 0)])
+def test_durations(text: str, seconds: float) -> None:
+    assert duration_s(text) == Duration().convert(text, None, None) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "90", "d", "-1d", "1.5h", "1w", "９d", "999999999d", "1d "])
+def test_what_is_no_duration_is_refused_with_examples(text: str) -> None:
+    assert "is no duration such as 90d" in refusal(Duration(), text)
+
+
+@pytest.mark.parametrize(
+    "text, epoch_s",
+    [
+        ("2027-01-15", 1_799_971_200),
+        ("2027-01-15T08:00:00Z", 1_800_000_000),
+        ("2027-01-15T08:00:00", 1_800_000_000),
+        ("2027-01-15T09:00:00+01:00", 1_800_000_000),
+    ],
+)
+def test_moments_are_utc_unless_they_say_otherwise(text: str, epoch_s: float) -> None:
+    assert moment_s(text) == Moment().convert(text, None, None) == epoch_s
+
+
+def test_a_duration_as_a_moment_counts_from_now_in_its_direction() -> None:
+    now_s = time.time()
+    assert Moment().convert("2h", None, None) == pytest.approx(now_s + 7200, abs=5)
+    assert Moment(past=True).convert("2h", None, None) == pytest.approx(now_s - 7200, abs=5)
+    assert Moment(past=True).convert("now", None, None) == pytest.approx(now_s, abs=5)
+
+
+@pytest.mark.parametrize("text", ["", "tomorrow", "2027-13-01", "2027-02-30", "now", "01.02.2027"])
+def test_what_is_no_moment_is_refused_with_examples(text: str) -> None:
+    assert "is no time such as 90d, 2027-06-01" in refusal(Moment(), text)
+
+
+def test_networks() -> None:
+    convert = Network().convert
+    assert [convert(text, None, None) for text in ("10.0.0.0/8", "192.0.2.1", "2001:db8::/32")] == [
+        "10.0.0.0/8",
+        "192.0.2.1/32",
+        "2001:db8::/32",
+    ]
+    assert refusal(Network(), "10.1.0.0/8").endswith("has host bits set; did you mean '10.0.0.0/8'?")
+    assert "no address and no network" in refusal(Network(), "office")
+
+
+def test_scopes() -> None:
+    assert Scope().convert("orders:read", None, None) == "orders:read"
+    assert "repeat the option for each" in refusal(Scope(), "orders:read orders:write")
+    assert "is no scope" in refusal(Scope(), 'a"b')
+
+
+def test_an_id_is_taken_and_a_whole_key_is_not_nor_repeated() -> None:
+    secret = "s" * 43
+    assert KeyId().convert("3f9aK2mPq8Rz1LwX", None, None) == "3f9aK2mPq8Rz1LwX"
+    said = refusal(KeyId(), f"pk_live_3f9aK2mPq8Rz1LwX_{secret}")
+    assert "give the id alone, 3f9aK2mPq8Rz1LwX" in said and secret not in said
+    for text in ("", "a-b", "pk_live_", "x" * 33):
+        assert "no id of an API key" in refusal(KeyId(), text)
