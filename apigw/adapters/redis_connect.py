@@ -11,8 +11,8 @@ from twisted.internet.endpoints import HostnameEndpoint, connectProtocol, wrapCl
 from twisted.internet.protocol import Protocol
 from twisted.internet.ssl import Certificate, optionsForClientTLS, trustRootFromCertificates
 
-from apigw.adapters.redis_counters import CONNECT_TIMEOUT_S
 from apigw.adapters.redis_link import RedisAddress
+from apigw.adapters.redis_node import CONNECT_TIMEOUT_S
 from apigw.net.connect import Connector
 
 

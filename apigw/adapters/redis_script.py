@@ -2,9 +2,9 @@
 
 from collections.abc import Callable, Sequence
 from hashlib import sha1
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
-from twisted.internet.defer import Deferred
+from hiredis import ReplyError
 
 from apigw.adapters.redis_link import pack
 from apigw.core.window import Counted, Demand
@@ -34,7 +34,8 @@ return reply
 SHA: Final = sha1(SCRIPT).hexdigest().encode("ascii")
 LOAD: Final = pack(b"SCRIPT", b"LOAD", SCRIPT)
 PROBE: Final = pack(b"EVALSHA", SHA, 2, b"rate:{probe}", b"rate:{probe}:previous", 1 << 53, b"0", 10)
-_ONE_KEY_WORDS: Final = ("WRONGTYPE", "not an integer", "would overflow")  # says nothing about other counters
+# Somebody else's value under our key; a part of a cluster that nobody has: says nothing about other counters.
+_ONE_KEY_WORDS: Final = ("WRONGTYPE", "not an integer", "would overflow", "Hash slot not served")
 # The password changed, or this is no longer the master and its name leads elsewhere by now.
 _NEW_CONNECTION_WORDS: Final = ("NOAUTH", "WRONGPASS", "NOPERM", "READONLY", "MASTERDOWN")
 
@@ -51,52 +52,85 @@ def packed(demands: Sequence[Demand], now_s: float) -> bytes:
     return pack(b"EVALSHA", SHA, len(keys), *keys, *rules)
 
 
-class Settlement:
-    """A command that adds requests which were let through unasked. Nobody waits for its reply."""
+class Question:
+    """A command and who takes its reply. refused: called with what is not answered as it should be."""
 
-    __slots__ = ("command",)
+    __slots__ = ("command", "refused", "tries")
 
-    def __init__(self, *words: str | bytes | int) -> None:
-        self.command = pack(*words)
+    command: bytes
+    refused: "Callable[[Question, Any], None]"
+    tries: int  # so far, less the first
 
     def __call__(self, reply: Any) -> None:
-        """An error reply is met by the check that goes along as well."""
+        """Redis answered."""
+        raise NotImplementedError
+
+    def fail(self, reason: str | None) -> None:
+        """There will be no answer; a late one finds nobody."""
+        raise NotImplementedError
+
+
+class Settlement(Question):
+    """A command that adds requests which were let through unasked. Nobody waits for its reply."""
+
+    __slots__ = ()
+
+    def __init__(self, refused: "Callable[[Question, Any], None]", *words: str | bytes | int) -> None:
+        self.command = pack(*words)
+        self.refused = refused
+        self.tries = 0
+
+    def __call__(self, reply: Any) -> None:
+        """Another error than being sent elsewhere is met by the check that goes along as well."""
+        if isinstance(reply, ReplyError) and sent_away(str(reply)):
+            self.refused(self, reply)
 
     def fail(self, reason: str | None) -> None:
         """Lost, as all that was not counted while Redis was down."""
 
 
-class Check:
-    """One request's question; called with its reply. Without its Deferred it has failed: the answer is too late."""
+class Asker(Protocol):
+    """Who waits for a check: a Deferred, or a part of a request on several nodes."""
 
-    __slots__ = ("deferred", "command", "second_try", "_length", "_refused")
+    def callback(self, counted: Counted, /) -> None: ...
 
-    def __init__(
-        self, deferred: "Deferred[Counted]", command: bytes, length: int, refused: "Callable[[Check, Any], None]"
-    ) -> None:
-        self.deferred: Deferred[Counted] | None = deferred
+    def errback(self, down: CounterStoreDown, /) -> None: ...
+
+
+class Check(Question):
+    """One request's question. Without its asker it has failed: the answer is too late."""
+
+    __slots__ = ("asker", "_length")
+
+    def __init__(self, asker: Asker, command: bytes, length: int, refused: "Callable[[Question, Any], None]") -> None:
+        self.asker: Asker | None = asker
         self.command = command
-        self.second_try = False
+        self.tries = 0
         self._length = length  # of the reply
-        self._refused = refused
+        self.refused = refused
 
     def __call__(self, reply: Any) -> None:
-        if self.deferred is None:
+        if self.asker is None:
             return
         if reply.__class__ is list and len(reply) == self._length:
             previous, current = reply[1::2], reply[2::2]
-            self.deferred.callback(Counted(reply[0] == 1, list(zip(previous, current, strict=True))))
+            self.asker.callback(Counted(reply[0] == 1, list(zip(previous, current, strict=True))))
         else:
-            self._refused(self, reply)
+            self.refused(self, reply)
 
     def fail(self, reason: str | None) -> None:
-        deferred, self.deferred = self.deferred, None
-        if deferred is not None:
-            deferred.errback(CounterStoreDown(reason))
+        asker, self.asker = self.asker, None
+        if asker is not None:
+            asker.errback(CounterStoreDown(reason))
+
+
+def sent_away(error: str) -> bool:
+    """Whether a cluster's node sends us to another, or back in a moment."""
+    return error.startswith(("MOVED ", "ASK ", "TRYAGAIN"))
 
 
 def about_one_key(error: str) -> bool:
-    """Whether the error says nothing about other counters: somebody else's value under our key."""
+    """Whether the error says nothing about other counters."""
     return any(word in error for word in _ONE_KEY_WORDS)
 
 
