@@ -170,7 +170,7 @@ def _tell(settings: Settings, key_id: str) -> None:
     if section is None:
         return
     try:
-        with shared_redis(section.url) as redis:
+        with shared_redis(section) as redis:
             digests = api_key_digests(key_id)
             for digest in redis.smembers(digests):
                 redis.delete(api_key_record(digest.decode("ascii", "replace")))

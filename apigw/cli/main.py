@@ -16,6 +16,7 @@ import apigw
 from apigw.cli.keys import keys
 from apigw.cli.refusals import NAME, Refused, usage_sentence, warn
 from apigw.cli.settings import Settings
+from apigw.cli.tokens import tokens
 from apigw.errors import ConfigurationError, StoreDown
 
 DONE, FAILED, WRONG_USAGE = 0, 1, 2
@@ -39,7 +40,7 @@ def verbs(context: click.Context, main_file: Path) -> None:
     context.obj = Settings(main_file)
 
 
-for verb in (keys,):
+for verb in (keys, tokens):
     verbs.add_command(verb)
 
 

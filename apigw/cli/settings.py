@@ -12,7 +12,7 @@ from pathlib import Path
 
 from apigw.cli.refusals import NAME, Refused
 from apigw.config import files
-from apigw.config.model import APIKeysSection, Config
+from apigw.config.model import APIKeysSection, Config, RedisSection
 from apigw.config.parse import Draft
 
 
@@ -49,6 +49,13 @@ class Settings:
         """Whether every included file could be read: only then is a name that is not there wrong."""
         draft = self.draft
         return draft.complete and not draft.problems.found
+
+    def redis(self, why: str) -> RedisSection:
+        """Raises Refused where the configuration has no Redis, with `why` it is needed."""
+        section = self.main.redis
+        if section is None:
+            raise Refused(f"{self.main_file} has no section redis: {why}")
+        return section
 
     def api_keys(self) -> APIKeysSection:
         """Raises Refused where the configuration has no API keys."""
