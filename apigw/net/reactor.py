@@ -47,6 +47,8 @@ class LeanReactor(EPollReactor):
         self._turn_rest: list[Callable[[], None]] = []
         self._deadline_sources: list[DeadlineSource] = []
         self._due_s = float("inf")  # the earliest deadline, as of the last wait
+        self._events: list[tuple[int, int]] = []  # what this turn's poll found
+        self._found: frozenset[int] | None = None  # its descriptors, once somebody asked
         super().__init__()
 
     def after_turn(self, call: Callable[[], None]) -> None:
@@ -56,6 +58,16 @@ class LeanReactor(EPollReactor):
     def after_sends(self, call: Callable[[], None]) -> None:
         """Run `call()` once, after all that this turn sends. Its exception is logged."""
         self._turn_rest.append(call)
+
+    def may_be_readable(self, fd: int) -> bool:
+        """Whether this turn's poll found something on `fd`, a descriptor that is read from since before that poll.
+
+        False is certain, as of the poll; True is not: it may have been read since, or the poll had no room for more.
+        """
+        found = self._found
+        if found is None:
+            found = self._found = frozenset([found_fd for found_fd, _ in self._events])
+        return fd in found or len(self._events) >= _MAX_EVENTS
 
     def watch_deadlines(self, source: DeadlineSource) -> None:
         """Wake for this source's deadlines, for the rest of the process."""
@@ -123,6 +135,7 @@ class LeanReactor(EPollReactor):
             if error.errno == errno.EINTR:
                 return
             raise
+        self._events, self._found = events, None
         stock = self._doReadOrWrite
         for fd, event in events:
             selectable = selectables.get(fd)

@@ -77,14 +77,37 @@ class TLSTransport(TCPTransport):
             return
         if self.state != OPEN:
             return
-        self._held = self._held + data if self._held else data
         try:
-            if self._connected or self._handshake():
-                self._pump()
+            if self._held or not self._connected or self._pumping or self._paused or not self._one_record(data):
+                self._held = self._held + data if self._held else data
+                if self._connected or self._handshake():
+                    self._pump()
         except ssl.SSLError as error:
             self._flush()  # the alert
             self._send_turn()
             self._lose(ConnectionLost(error.reason or "TLS error"))
+
+    def _one_record(self, data: bytes) -> bool:
+        """The usual case in short: a request that came as one whole record. False: nothing was done."""
+        size = len(data)
+        if self._record_left or not 5 < size <= _BIO_BYTES or 5 + (data[3] << 8) + data[4] != size:
+            return False
+        self._incoming.write(data)
+        self._fruitless += 1
+        try:
+            plaintext = self._ssl.read(_RECORD_BYTES)
+        except ssl.SSLWantReadError:
+            plaintext = b""
+        except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
+            plaintext, self._eof = b"", True
+        if plaintext:
+            self._fruitless = 0
+            self.protocol.dataReceived(plaintext)
+        elif self._fruitless > _MAX_FRUITLESS_RECORDS:
+            self._lose(ConnectionLost("too many TLS records without data"))
+        else:
+            self._pump()  # a key update's answer, or the end
+        return True
 
     def _feed(self) -> bool:
         """Give OpenSSL some of the ciphertext that is held: a few whole records, or a part of a large one.

@@ -62,6 +62,7 @@ class TCPTransport:
         "_peer",
         "sent_bytes",
         "on_blocked",
+        "_unsure",
     )
 
     def __init__(self, reactor: Any, deadlines: Deadlines, sock: socket.socket, peer: Any, protocol: Any) -> None:
@@ -84,6 +85,7 @@ class TCPTransport:
         self._broken = ""
         self._peer = peer
         self.on_blocked: Any = None  # called when the kernel refuses bytes for the first time since it took all
+        self._unsure = True  # whether the last poll knew of all that waits to be read, see stale()
         self.sent_bytes = 0  # taken by the kernel after having waited; to tell a slow reader from a dead one
 
     def start(self) -> None:
@@ -105,6 +107,8 @@ class TCPTransport:
         if not data:
             self._ended()
         elif self.state == OPEN:
+            if len(data) == READ_BYTES:
+                self._unsure = True
             self.protocol.dataReceived(data)
 
     def _ended(self) -> None:
@@ -118,7 +122,7 @@ class TCPTransport:
 
     def resumeProducing(self) -> None:
         if not self._reading and self.state != DEAD:
-            self._reading = True
+            self._reading = self._unsure = True
             self.reactor.addReader(self)
 
     def stopProducing(self) -> None:
@@ -307,10 +311,17 @@ class TCPTransport:
     # -- facts
 
     def stale(self) -> bool:
-        """Whether the peer has closed or sent something that was not read yet. One system call."""
+        """Whether the peer has closed or sent something that was not read yet.
+
+        The poll that began this turn of the loop says so for free. What it cannot know costs a system call: when it
+        found something, which may have been read since; when the last read may have left bytes; when nothing is read.
+        """
+        if not self._unsure and self._reading and not self.reactor.may_be_readable(self._fd):
+            return False
         try:
             self._recv(1, socket.MSG_PEEK)
         except BlockingIOError:
+            self._unsure = not self._reading
             return False
         except OSError:
             return True

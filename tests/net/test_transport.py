@@ -7,7 +7,7 @@ import pytest
 import pytest_twisted
 from twisted.internet.error import ConnectionDone, ConnectionLost
 
-from apigw.constants import LINGER_S, WRITE_HIGH_WATER_BYTES, WRITE_LOW_WATER_BYTES
+from apigw.constants import LINGER_S, READ_BYTES, WRITE_HIGH_WATER_BYTES, WRITE_LOW_WATER_BYTES
 from apigw.net.transport import DEAD, FLUSHING, LINGERING, OPEN
 
 from .conftest import drain
@@ -414,6 +414,39 @@ async def test_stale_sees_a_closed_peer_and_unread_bytes_and_nothing_else(net: A
     await net.until(transport.stale)
     transport.abortConnection()
     assert transport.stale()
+
+
+@run
+async def test_stale_of_a_connection_that_is_read_sees_what_came_before_the_turn(net: Any) -> None:
+    """What arrived while others were waited for is in the poll of the turn that asks; nobody looks at the socket."""
+    idle, protocol, client = net.tcp()
+    _, waker, other = net.tcp()
+    other.send(b"a turn that knows of nothing on the first")
+    await net.until(lambda: waker.received)
+    idle.stale()
+    seen: list[bool] = []
+    waker.on_data = lambda data: seen.append(idle.stale())
+    other.send(b"quiet")
+    await net.until(lambda: seen)
+    assert seen == [False]
+    order: list[str] = []
+    protocol.on_data = lambda data: order.append("read")
+    waker.on_data = lambda data: order.append("stale" if idle.stale() else "fresh")
+    client.send(b"unasked")
+    other.send(b"now")  # both are in one poll, in whatever order
+    await net.until(lambda: len(order) == 2)
+    assert order in (["stale", "read"], ["read", "fresh"])
+
+
+@run
+async def test_stale_looks_again_after_a_read_that_may_have_left_bytes(net: Any) -> None:
+    transport, protocol, client = net.tcp()
+    seen: list[bool] = []
+    protocol.on_data = lambda data: seen.append(transport.stale())
+    client.setblocking(True)
+    client.sendall(b"x" * READ_BYTES + b"more")
+    await net.until(lambda: len(protocol.received) == READ_BYTES + 4)
+    assert seen[0] and not seen[-1]
 
 
 @run
