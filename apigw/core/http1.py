@@ -40,6 +40,10 @@ _SINGLE = frozenset(
     (b"host", b"content-length", b"transfer-encoding", b"authorization", b"x-api-key", b"expect", b"content-type")
 )
 
+_LINE_BYTES_KEPT = 128  # of one line, and this many of them: 0.5 MiB at most, whatever backends say
+_LINES_KEPT = 1024
+_lines: dict[bytes, Header] = {}
+
 
 class MalformedMessage(Exception):
     """The bytes are no acceptable HTTP/1.1 message; str() is the reason, for the log."""
@@ -66,26 +70,17 @@ class Head:
 
     __slots__ = ("method", "target", "status", "reason", "http10", "headers", "fields", "content_length", "chunked")
 
-    def __init__(self, collected: list[tuple[bytes, bytes]], http10: bool) -> None:
+    def __init__(self, headers: list[Header], http10: bool) -> None:
         self.method = ""
         self.target = b""
         self.status = 0
         self.reason = b""
         self.http10 = http10
-        if len(collected) > MAX_HEADERS:
+        if len(headers) > MAX_HEADERS:
             raise MalformedMessage("too many header lines")
-        headers: list[Header] = []
-        fields: dict[bytes, bytes] = {}
-        for name, value in collected:
-            lower = name.lower()
-            value = value.strip(b" \t")
-            headers.append((name, lower, value))
-            if lower in fields:
-                if lower in _SINGLE:
-                    raise MalformedMessage("repeated " + lower.decode("ascii"))
-                fields[lower] += (b"; " if lower == b"cookie" else b", ") + value
-            else:
-                fields[lower] = value
+        fields = {lower: value for _, lower, value in headers}
+        if len(fields) < len(headers):
+            fields = _joined(headers)
         self.headers = headers
         self.fields = fields
         self.chunked = False
@@ -102,6 +97,34 @@ class Head:
             if coding.lower() != b"chunked" or http10:
                 raise MalformedMessage("transfer-encoding is not chunked")
             self.chunked = True
+
+
+def _joined(headers: list[Header]) -> dict[bytes, bytes]:
+    """The fields where lines of one name come more than once. Raises MalformedMessage."""
+    fields: dict[bytes, bytes] = {}
+    for _, lower, value in headers:
+        if lower not in fields:
+            fields[lower] = value
+        elif lower in _SINGLE:
+            raise MalformedMessage("repeated " + lower.decode("ascii"))
+        else:
+            fields[lower] += (b"; " if lower == b"cookie" else b", ") + value
+    return fields
+
+
+def _header(name: bytes, value: bytes) -> Header:
+    return name, name.lower(), value.strip(b" \t")
+
+
+def _line(line: bytes) -> Header:
+    """A line of a response's head. Most of a backend's lines are those of its last answer: they are remembered."""
+    name, _, value = line.partition(b":")
+    header = _header(name, value)
+    if len(line) <= _LINE_BYTES_KEPT:
+        if len(_lines) >= _LINES_KEPT:
+            _lines.clear()
+        _lines[line] = header
+    return header
 
 
 def _clean(data: bytes) -> bool:
@@ -123,7 +146,7 @@ def request_head(data: bytes) -> Head:
             raise MalformedMessage("CONNECT is not for a gateway") from None
     except HttpParserError as error:
         raise MalformedMessage(f"llhttp: {error}") from None
-    head = Head(collector.lines, minor == b"0")
+    head = Head([_header(*line) for line in collector.lines], minor == b"0")
     head.method = method.decode("ascii")
     head.target = target
     return head
@@ -146,8 +169,8 @@ def response_head(data: bytes, to_head: bool) -> Head:
     if match is None or not _clean(data):
         raise MalformedMessage("response head breaks the grammar")
     minor, status, reason, block = match.groups()
-    lines = [line.partition(b":")[::2] for line in block.split(b"\r\n")[:-1]]
-    head = Head(lines, minor == b"0")
+    known = _lines.get
+    head = Head([known(line) or _line(line) for line in block.split(b"\r\n")[:-1]], minor == b"0")
     head.status = int(status)
     head.reason = reason or b""
     if to_head or head.status < 200 or head.status in (204, 304):

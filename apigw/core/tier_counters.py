@@ -6,7 +6,7 @@ Note [Whose counter]
   A caller without either (a route without authentication, a grace period) counts by its address.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from apigw.core.client_address import counting_address
 from apigw.core.fingerprint import fingerprint
@@ -15,6 +15,8 @@ from apigw.exchange import Exchange, Principal
 
 if TYPE_CHECKING:
     from apigw.config.model import Tier
+
+_ADDRESSES_KEPT: Final = 1024  # of a tier: whoever hammers on is found in one step
 
 
 class Counters:
@@ -25,7 +27,7 @@ class Counters:
 
     __slots__ = (
         "tier", "shadow", "everybody", "_name", "_limit", "_window_s", "_per", "_network",
-        "_user", "_api_key", "_ip", "_fingerprint", "_all",
+        "_user", "_api_key", "_ip", "_fingerprint", "_all", "_addresses",
     )  # fmt: skip
 
     def __init__(self, tier: "Tier") -> None:
@@ -41,6 +43,7 @@ class Counters:
         self._api_key = key_prefix(tier.tier, API_KEY)
         self._ip = key_prefix(tier.tier, IP)
         self._fingerprint = key_prefix(tier.tier, FINGERPRINT)
+        self._addresses: dict[str, Demand] = {}
         self._all = Demand(tier.tier, key_prefix(tier.tier, GLOBAL) + "all}", tier.limit, tier.window_s)
 
     def demand(self, ex: Exchange, principal: Principal) -> Demand:
@@ -60,8 +63,14 @@ class Counters:
 
     def of_address(self, client_ip: str) -> Demand:
         """The counter of this address."""
-        address = safe_identifier(counting_address(client_ip))
-        return Demand(self._name, f"{self._ip}{address}}}", self._limit, self._window_s)
+        demand = self._addresses.get(client_ip)
+        if demand is None:
+            if len(self._addresses) >= _ADDRESSES_KEPT:
+                self._addresses.clear()
+            address = safe_identifier(counting_address(client_ip))
+            demand = Demand(self._name, f"{self._ip}{address}}}", self._limit, self._window_s)
+            self._addresses[client_ip] = demand
+        return demand
 
 
 class TierCounters:

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from apigw.constants import MAX_HEADERS
+from apigw.core import http1
 from apigw.core.http1 import ChunkDecoder, Head, MalformedMessage, impossible, request_head, response_head
 from tests.corpus.http1_requests import CHUNKED, HEADS, INCOMPLETE, Verdict
 
@@ -227,6 +228,15 @@ def test_an_answer_is_framed_by_its_head_alone(data: bytes, to_head: bool, expec
         "chunked": (True, None),
         "to the end": (False, None),
     }.get(expected, (False, expected))  # type: ignore[call-overload]
+
+
+def test_lines_that_a_backend_repeats_are_remembered_within_bounds() -> None:
+    """Each answer of it has lines of its own besides, and some are long."""
+    for number in range(3000):
+        long = b"X-Long: " + b"%d" % number * 200
+        head = response_head(b"HTTP/1.1 200 OK\r\nServer:  x \r\nX-Id: %d\r\n%b\r\n\r\n" % (number, long), False)
+        assert head.headers[:2] == [(b"Server", b"server", b"x"), (b"X-Id", b"x-id", b"%d" % number)]
+    assert len(http1._lines) <= 1024 and max(map(len, http1._lines)) <= 128
 
 
 def test_status_and_reason_are_kept() -> None:

@@ -24,6 +24,15 @@ def test_an_address_counts_by_itself_and_an_ipv6_by_its_64() -> None:
     assert counters.of_address("2001:db8::7").key == "rate:{standard:ip:2001-db8-0-0}"
 
 
+def test_addresses_without_end_are_counted_and_not_all_remembered() -> None:
+    counters = Counters(STANDARD)
+    for number in range(3000):
+        address = f"10.0.{number // 250}.{number % 250}"
+        assert counters.of_address(address).key == f"rate:{{standard:ip:{address}}}"
+        assert counters.of_address(address) is counters.of_address(address)
+    assert len(counters._addresses) <= 1024
+
+
 def test_a_fingerprint_knows_the_network_only_where_the_tier_says_so() -> None:
     ex = ended_exchange()
     ex.client_ip = "203.0.113.42"
