@@ -74,6 +74,14 @@ class StoreDown(Exception):
     """What gateways share (Redis, a database) cannot answer in time. Whoever asked goes on without."""
 
 
+class ProbeFailed(Exception):
+    """A health check got no answer that is one. The text says why, to an operator."""
+
+
+class NotAsked(ProbeFailed):
+    """A health check could not be made, for a reason of this host's own: it says nothing about the instance."""
+
+
 class ConfigurationError(Exception):
     """A configuration is refused. `problems` has every defect found, in file order."""
 

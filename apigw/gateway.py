@@ -46,6 +46,7 @@ class Parts:
     shedding: Shedding
     on_shed: Callable[[str], None]
     on_shadow: Callable[[Demand, Exchange], None] = lambda demand, ex: None
+    on_replay: Callable[[str, str], None] = lambda backend, reason: None
     shares: GlobalShares = Factory(GlobalShares)
 
 
@@ -117,5 +118,6 @@ def build(
     chain = stages(snapshot, parts, keys, counters, local, api_keys)
     if routes:
         chain = [stage for stage in chain if any(concerns(stage, route) for route in routes)]
-    leaf = Proxy(parts.clock, parts.deadlines, pools, snapshot.config.limits.buffer_body_bytes)  # 10, 11
+    hold_bytes = snapshot.config.limits.buffer_body_bytes
+    leaf = Proxy(parts.clock, parts.deadlines, pools, hold_bytes, parts.on_replay)  # 10, 11
     return Generation(snapshot, compose(chain, leaf))

@@ -87,6 +87,7 @@ UPSTREAM_REASONS: Final = {
     "upstream_timeout": "connected, but no answer within the route's timeout",
     "pool_full": "all connections to the backend stayed busy, or too many requests waited for one",
     "no_healthy_instance": "no instance of the backend is in rotation",
+    "gateway_exhausted": "this gateway has no file descriptor, port or memory left for a connection",
 }
 
 # --- Reasons: why a request was not let in; `reason` of auth_failures_total and begins error_message. The client
@@ -159,6 +160,10 @@ METRICS: Final[dict[str, Metric]] = {
     "api_key_unconfirmed_total": Metric("counter", (), "Known API keys let in while nobody could say of revocations."),
     "api_key_changes_age_seconds": Metric("gauge", (), "Since when changes of API keys were not heard of."),
     "backend_instance_up": Metric("gauge", ("backend", "instance"), "1 when the instance is in rotation, else 0."),
+    "backend_instance_weight": Metric("gauge", ("backend", "instance"), "What it weighs now; 0 when out of rotation."),
+    "backend_instance_failures": Metric("gauge", ("backend", "instance"), "Checks and connects failed in a row."),
+    "backend_instance_check_seconds": Metric("gauge", ("backend", "instance"), "What its last health check took."),
+    "backend_instance_in_flight": Metric("gauge", ("backend", "instance"), "Requests that hold a connection to it."),
     "in_flight_requests": Metric("gauge", (), "Requests begun and not ended."),
     "connections": Metric("gauge", (), "Open client connections."),
     "shed_total": Metric("counter", ("priority",), "Requests refused because of overload, by the route's priority."),

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from apigw.adapters.api_keys import APIKeys
     from apigw.adapters.shared_store import RedisSharedStore
     from apigw.core.shedding import Shedding
+    from apigw.upstream.member import Member
     from apigw.upstream.pool import Pool
     from apigw.worker import Worker
 
@@ -36,7 +37,7 @@ def status(worker: "Worker") -> dict[str, object]:
         "load": _load(worker.shedding),
         "shared_store": None if worker.store is None else _shared_store(worker.store),
         "api_keys": None if worker.api_keys is None else _api_keys(worker.api_keys),
-        "backends": {name: _backend(pool) for name, pool in worker.backends.pools.items()},
+        "backends": {name: _backend(pool, worker.site.clock.seconds()) for name, pool in worker.backends.pools.items()},
     }
 
 
@@ -77,15 +78,29 @@ def _load(shedding: "Shedding") -> dict[str, object]:
     }
 
 
-def _backend(pool: "Pool") -> dict[str, object]:
+def _backend(pool: "Pool", now_s: float) -> dict[str, object]:
     return {
         "owner": pool.backend.owner,
         "connections": {"open": pool.open, "idle": pool.idle, "busy": pool.busy, "waiting": pool.waiting},
         "max_connections": pool.backend.max_connections,
-        "instances": [
-            {"instance": member.label, "weight": member.instance.weight, "up": member.up, "failures": member.failures}
-            for member in pool.members
-        ],
+        "instances": [_instance(member, pool.backend.slow_start_s, now_s) for member in pool.members],
+    }
+
+
+def _instance(member: "Member", slow_start_s: float, now_s: float) -> dict[str, object]:
+    """`since_seconds`: how long `up` is what it is; `why`: the last failure, null when all is well since."""
+    well = member.up and not member.failures and not member.refused
+    return {
+        "instance": member.label,
+        "weight": member.instance.weight,
+        "weight_now": round(member.weight(now_s, slow_start_s), 3) if member.up else 0,
+        "up": member.up,
+        "since_seconds": round(now_s - member.since_s, 1),
+        "failures": member.failures + member.refused,
+        "why": None if well else member.why,
+        "slow": member.slow,
+        "check_ms": None if member.check_s is None else round(member.check_s * 1000, 1),
+        "in_flight": member.in_flight,
     }
 
 
@@ -102,7 +117,7 @@ def watch(worker: "Worker") -> None:
     )
     metrics.watch("config_last_reload_successful", lambda: 0.0 if worker.reloader.last_ok is False else 1.0)
     metrics.watch_labelled("config_info", ("version",), lambda: [((worker.config.version,), 1.0)])
-    metrics.watch_labelled("backend_instance_up", ("backend", "instance"), lambda: _instances(worker))
+    _watch_instances(worker)
     metrics.watch_labelled("upstream_connections", ("backend", "state"), lambda: _connections(worker))
     metrics.watch_labelled("tls_certificate_expiry_timestamp_seconds", ("host",), lambda: _certificates(worker))
     metrics.watch_labelled(
@@ -141,12 +156,27 @@ def _watch_api_keys(worker: "Worker") -> None:
     metrics.watch("api_key_changes_age_seconds", value(lambda keys: keys.changes.age_s()))
 
 
-def _instances(worker: "Worker") -> list[tuple[tuple[str, str], float]]:
-    return [
-        ((name, member.label), float(member.up))
-        for name, pool in worker.backends.pools.items()
-        for member in pool.members
-    ]
+def _watch_instances(worker: "Worker") -> None:
+    def rows(read: "Callable[[Member, float], float | None]") -> "Callable[[], list[tuple[tuple[str, str], float]]]":
+        return lambda: [
+            ((name, member.label), value)
+            for name, pool in worker.backends.pools.items()
+            for member in pool.members
+            if (value := read(member, pool.backend.slow_start_s)) is not None
+        ]
+
+    def weight(member: "Member", slow_start_s: float) -> float:
+        return member.weight(worker.site.clock.seconds(), slow_start_s) if member.up else 0.0
+
+    reads: "dict[str, Callable[[Member, float], float | None]]" = {
+        "backend_instance_up": lambda member, _: float(member.up),
+        "backend_instance_weight": weight,
+        "backend_instance_failures": lambda member, _: float(member.failures + member.refused),
+        "backend_instance_check_seconds": lambda member, _: member.check_s,
+        "backend_instance_in_flight": lambda member, _: float(member.in_flight),
+    }
+    for metric, read in reads.items():
+        worker.metrics.watch_labelled(metric, ("backend", "instance"), rows(read))
 
 
 def _certificates(worker: "Worker") -> list[tuple[tuple[str], float]]:

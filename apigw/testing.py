@@ -88,7 +88,7 @@ class MemoryTransport:
         self.protocol.makeConnection(self)
         self.reading = True
 
-    def setTcpKeepAlive(self, enabled: bool) -> None:
+    def keep_alive(self, idle_s: float) -> None:
         """There is no socket."""
 
     def write(self, data: bytes) -> None:

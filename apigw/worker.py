@@ -95,7 +95,9 @@ class Worker(MultiService):
         self.api_keys = self._api_key_source(config)  # None: no route wants an API key
         self.lag = LoopLag(reactor)
         self.shedding = Shedding(config.load_shedding.cpu_percent, config.load_shedding.memory_percent)
-        self.backends = Backends(reactor, self.deadlines, HealthProbe(reactor))
+        connector = Connector(reactor, self.deadlines)
+        probe = HealthProbe(self.deadlines, connector)
+        self.backends = Backends(reactor, self.deadlines, connector, probe, random.random)
         self._parts = self._stage_parts()
         first = self._generation(Snapshot(config), self.keys, self.api_keys)
         self.site = Site(reactor, self.deadlines, wall, first, self.ledger.record)
@@ -138,6 +140,7 @@ class Worker(MultiService):
             ready=lambda: self.readiness().ok,
             on_decision=self.metrics.rate_limit_decided,
             on_shadow=ShadowLog(self._reactor).refused,
+            on_replay=self.metrics.upstream_failed,
             shedding=self.shedding,
             on_shed=self.metrics.shed,
         )

@@ -83,14 +83,16 @@ def test_a_status_is_what_json_can_say(furnished: Worker) -> None:
 
 def test_a_status_names_who_owns_a_backend_and_which_instance_is_out(furnished: Worker) -> None:
     first, second = furnished.backends.pools["users"].members
-    first.up, first.failures = False, 3
+    first.up, first.failures, first.why = False, 3, "connection refused"
     backend: Any = status(furnished)["backends"]
     assert backend["users"]["owner"] == "team-users"
     assert backend["users"]["connections"] == {"open": 0, "idle": 0, "busy": 0, "waiting": 0}
-    assert backend["users"]["instances"] == [
-        {"instance": first.label, "weight": 2, "up": False, "failures": 3},
-        {"instance": second.label, "weight": 1, "up": second.up, "failures": second.failures},
-    ]
+    down, up = backend["users"]["instances"]
+    assert (down["instance"], down["weight"], down["weight_now"], down["up"]) == (first.label, 2, 0, False)
+    assert (down["failures"], down["why"], down["in_flight"]) == (3, "connection refused", 0)
+    assert down["since_seconds"] >= 0
+    assert (up["instance"], up["weight_now"], up["up"], up["slow"]) == (second.label, 1, True, False)
+    assert {*down} == {*up}
 
 
 def test_a_status_says_what_readyz_says(furnished: Worker) -> None:
@@ -142,6 +144,7 @@ async def test_a_status_says_whether_gateways_hear_each_other(furnished: Worker)
 
 def test_every_gauge_of_the_dictionary_has_a_sample(furnished: Worker) -> None:
     gauges = {name for name, metric in METRICS.items() if metric.kind == "gauge"}
+    furnished.backends.pools["users"].members[0].check_s = 0.002  # as after its first check
     assert gauges <= series(furnished).keys()
 
 

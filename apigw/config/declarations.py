@@ -104,6 +104,7 @@ BACKEND = Record(
         Field("min_connections", Whole(0, 100_000)),
         Field("idle_timeout_seconds", _TIMEOUT, "idle_timeout_s"),
         Field("max_lifetime_seconds", Number(0, _DAY_S, open_below=True, unit="seconds"), "max_lifetime_s"),
+        Field("slow_start_seconds", Number(0, 3600, unit="seconds"), "slow_start_s"),
         Field("max_rps", Number(0, 1e9, open_below=True)),
         Field("circuit_breaker", CIRCUIT_BREAKER),
     ),

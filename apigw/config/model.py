@@ -240,6 +240,7 @@ class Backend:
     min_connections: int = 0
     idle_timeout_s: float = 60.0
     max_lifetime_s: float = 300.0
+    slow_start_s: float = 20.0
     max_rps: float | None = None
     circuit_breaker: CircuitBreaker | None = None
 

@@ -21,6 +21,10 @@ _MAX_NAMES = 4096  # kept; where instances come and go for months, all are forgo
 
 # Machine words of a failed connection; log, metrics and docs use them as they stand.
 REFUSED, TIMED_OUT, UNREACHABLE, UNRESOLVED = "connection_refused", "connect_timeout", "unreachable", "unresolved"
+EXHAUSTED = "gateway_exhausted"
+
+# This host has no descriptor, port or memory left for a connection: that says nothing about the other side.
+_EXHAUSTION = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL, errno.EAGAIN))
 
 Address = tuple[int, Any]  # socket family, sockaddr
 _Name = tuple[str, int]  # host and port as configured or discovered
@@ -62,7 +66,7 @@ class _Attempt:
         try:
             sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
         except OSError as error:  # out of descriptors, or a family that this host has not
-            self._reactor.callLater(0, self._failed, UNREACHABLE, str(error))
+            self._reactor.callLater(0, self._failed, _word(error.errno), os.strerror(error.errno or 0))
             return
         self._socket = sock
         self._fd = sock.fileno()
@@ -126,7 +130,8 @@ class _Attempt:
         wanting.connect_failed(reason, detail)
 
     def unresolved(self, failure: Failure) -> None:
-        self._fail(UNRESOLVED, failure.getErrorMessage())
+        number = failure.value.errno if isinstance(failure.value, OSError) else None
+        self._fail(EXHAUSTED if number in _EXHAUSTION else UNRESOLVED, failure.getErrorMessage())
 
     def abortConnection(self) -> None:
         self._fail(UNREACHABLE, "internal error")
@@ -141,9 +146,11 @@ class _Attempt:
         return "connect"
 
 
-def _word(code: int) -> str:
+def _word(code: int | None) -> str:
     if code == errno.ECONNREFUSED:
         return REFUSED
+    if code in _EXHAUSTION:
+        return EXHAUSTED
     return TIMED_OUT if code == errno.ETIMEDOUT else UNREACHABLE
 
 

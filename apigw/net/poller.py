@@ -118,6 +118,13 @@ class Poller(Service):
             self._poll_begin()
         return waiting
 
+    def poll_within(self, delay_s: float) -> None:
+        """Bring the next poll forward, to `delay_s` from now; it is never put off. A poll that is in flight is
+        followed as delay_s() says."""
+        timer, delay_s = self._poll_timer, max(0.0, delay_s)
+        if timer is not None and timer.active() and timer.getTime() > self.clock.seconds() + delay_s:
+            timer.reset(delay_s)
+
     def _poll_forget(self, waiting: "Deferred[bool]") -> None:
         self._poll_waiting.pop(waiting, None)
 

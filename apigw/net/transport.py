@@ -351,5 +351,14 @@ class TCPTransport:
     def setTcpKeepAlive(self, enabled: bool) -> None:
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, enabled)
 
+    def keep_alive(self, idle_s: float) -> None:
+        """Have the kernel ask a peer that was silent for so long, and give it up after three more tenths unanswered
+        (the kernel's own default asks after two hours)."""
+        sock = self._socket
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, True)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, max(1, int(idle_s)))
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, max(1, int(idle_s / 10)))
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
+
     def loseWriteConnection(self) -> None:
         self.loseConnection()

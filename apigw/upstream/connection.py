@@ -13,7 +13,8 @@ from apigw.constants import MAX_RESPONSE_HEADER_BYTES
 from apigw.core.http1 import ChunkDecoder, Head, MalformedMessage, response_head
 
 if TYPE_CHECKING:
-    from apigw.upstream.pool import Member, Pool
+    from apigw.upstream.member import Member
+    from apigw.upstream.pool import Pool
 
 _MAX_INTERIM = 16  # 1xx answers before the final one; more is garbage
 _DETACHED_MAX_BYTES = 262_144  # of an answer that nobody waits for; above it the connection is cheaper to close
@@ -43,7 +44,7 @@ class UpstreamConnection:
         "pool",
         "member",
         "transport",
-        "born_s",
+        "ends_s",
         "idle_since_s",
         "reused",
         "dead",
@@ -63,11 +64,11 @@ class UpstreamConnection:
         "_chewing",
     )
 
-    def __init__(self, pool: "Pool", member: "Member", now_s: float) -> None:
+    def __init__(self, pool: "Pool", member: "Member", now_s: float, lifetime_s: float) -> None:
         self.pool = pool
         self.member = member
         self.transport: Any = None
-        self.born_s = now_s
+        self.ends_s = now_s + lifetime_s  # then it is closed as soon as it is idle
         self.idle_since_s = now_s
         self.reused = False
         self.dead = False

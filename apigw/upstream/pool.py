@@ -1,45 +1,50 @@
 """The connections of one worker to one backend: bounded, kept alive, shared out over its instances.
 
 A request gets an idle connection, a new one, or a place in a bounded queue, in this order; it waits no
-longer than its route's timeout. Never more than `max_connections` are open, detached ones included.
+longer than its route's timeout. Never more than `max_connections` are open, detached ones included. Which
+instance: core/balancer.py, and Note [Fair parts] in member.py.
 """
 
 from collections import OrderedDict, deque
-from typing import Any, Callable, Protocol
+from typing import Any, Callable, NamedTuple, Protocol
 
-from apigw.config.model import Backend, Instance
+from apigw.config.model import Backend
 from apigw.core.balancer import SmoothRoundRobin
-from apigw.net.connect import Connector
+from apigw.net.connect import EXHAUSTED, REFUSED, TIMED_OUT, Connector
 from apigw.net.deadlines import Deadlines
 from apigw.upstream.connection import UpstreamConnection
+from apigw.upstream.member import Member, share_out
 
 CONNECT_TIMEOUT_S = 5.0  # a local network answers in milliseconds; the route's timeout may be shorter
+CONNECT_AT_LEAST_S = 1.0  # below it nothing is said of the instance: a lost SYN is sent again after a second
 DETACHED_TIMEOUT_S = 30.0  # an answer nobody waits for; then its connection is closed
+DETACHED_YIELDS_S = 1.0  # after that at once, when a request wants its place in a full pool
 QUEUE_MAX = 1000  # requests waiting for a connection of one backend
+KEEP_ALIVE_S = 30.0  # contract section 8: TCP asks a silent peer whether it is there
+_LIFETIME_SPREAD = 0.2  # of max_lifetime: what was opened together does not end together
+_AT_ONCE = 50  # waiters served in one turn of the loop
 
 POOL_FULL, NO_INSTANCE = "pool_full", "no_healthy_instance"
+_WORDS = {REFUSED: "connection was refused", TIMED_OUT: "connect was not answered"}
+
+
+class Failed(NamedTuple):
+    """Why there is no connection: a reason of names.UPSTREAM_REASONS, a sentence for the log, and the instance."""
+
+    reason: str
+    detail: str
+    instance: str | None
 
 
 class Waiter(Protocol):
     """A request that wants a connection; gets exactly one of both, perhaps from inside acquire()."""
 
+    @property
+    def timeout_s(self) -> float: ...
+
     def pool_ready(self, connection: UpstreamConnection) -> None: ...
 
     def pool_failed(self, reason: str, detail: str, instance: str | None) -> None: ...
-
-
-class Member:
-    """One instance and its idle connections (last used first). `up` is the health check's word."""
-
-    __slots__ = ("instance", "label", "idle", "open", "up", "failures")
-
-    def __init__(self, instance: Instance) -> None:
-        self.instance = instance
-        self.label = instance.label
-        self.idle: list[UpstreamConnection] = []
-        self.open = 0
-        self.up = True
-        self.failures = 0
 
 
 class _Opening:
@@ -59,8 +64,17 @@ class _Opening:
         self.pool.open_failed(self, reason, detail)
 
 
+def _no_draw() -> float:
+    return 0.0
+
+
+def _unknown() -> float:
+    return 5.0  # about half a health check interval
+
+
 class Pool:
-    """`on_connect_failure(member)` and `on_success(member)` feed the health check with live traffic."""
+    """`on_connect_failure(member, why)` feeds the health check with live traffic, `back_in_s()` is its guess when a
+    backend without a healthy instance may have one again. `draw` gives numbers in [0, 1): random.random."""
 
     def __init__(
         self,
@@ -68,26 +82,36 @@ class Pool:
         deadlines: Deadlines,
         connector: Connector,
         backend: Backend,
-        on_connect_failure: Callable[[Member], None] | None = None,
+        draw: Callable[[], float] = _no_draw,
     ) -> None:
+        now_s = reactor.seconds()
         self.backend = backend
-        self.members: list[Member] = [Member(instance) for instance in backend.instances]
+        self.members: list[Member] = [Member(instance, now_s) for instance in backend.instances]
         self.open = 0
         self.busy = 0
         self.closed = False
-        self.on_connect_failure = on_connect_failure
+        self.on_connect_failure: Callable[[Member, str], None] | None = None
+        self.back_in_s: Callable[[], float] = _unknown
         self._reactor = reactor
         self._deadlines = deadlines
         self._connector = connector
+        self._draw = draw
         self._queue: deque[Waiter] = deque()
         self._admitting = False  # the queue's first are about to be served, in a turn of their own
         self._openings: "OrderedDict[Waiter, _Opening]" = OrderedDict()
-        self._detached: dict[UpstreamConnection, float] = {}
+        self._detached: dict[UpstreamConnection, float] = {}  # since when, the oldest first
+        self._balance: SmoothRoundRobin[Member] = SmoothRoundRobin(())
+        self._ramping = False
         self.rebalance()
 
     def rebalance(self) -> None:
-        """After the health or the set of members changed."""
-        self._balance = SmoothRoundRobin([(member, member.instance.weight) for member in self.members if member.up])
+        """After the health, the weights or the set of members changed."""
+        now_s, over_s = self._reactor.seconds(), self.backend.slow_start_s
+        up = [member for member in self.members if member.up]
+        self._balance = SmoothRoundRobin([(member, member.weight(now_s, over_s)) for member in up], self._balance)
+        self._ramping = any(member.joined_s is not None for member in up)
+        share_out(up, self.backend.max_connections)
+        self._serve_queue()
 
     # -- for requests
 
@@ -95,6 +119,7 @@ class Pool:
         """Give the waiter a connection now or later. It must give up by itself: abandon()."""
         if self._queue:  # who came earlier goes first
             self._enqueue(waiter)
+            self._yield_detached()
         else:
             self._provide(waiter)
 
@@ -103,6 +128,8 @@ class Pool:
         if member is None:
             waiter.pool_failed(NO_INSTANCE, f"no healthy instance of {self.backend.name}", None)
             return
+        if member.open - len(member.idle) >= member.free and member.crowded(self.busy):
+            member = self._balance.pick_among(self._has_room) or member
         while member.idle:
             connection = member.idle[-1]
             if connection.stale():  # what it holds would be taken for the answer to this request (contract 13.5)
@@ -112,10 +139,13 @@ class Pool:
             self.busy += 1
             waiter.pool_ready(connection)
             return
-        if self.open < self.backend.max_connections or self._evict_idle():
+        if self.open < self.backend.max_connections or self._make_room():
             self._open(member, waiter)
         else:
             self._enqueue(waiter)
+
+    def _has_room(self, member: Member) -> bool:
+        return not member.crowded(self.busy)
 
     def _enqueue(self, waiter: Waiter) -> None:
         if len(self._queue) < QUEUE_MAX:
@@ -125,32 +155,42 @@ class Pool:
 
     def acquire_fresh(self, member: Member, waiter: Waiter) -> None:
         """A new connection to the same instance, for the one safe replay (contract section 3)."""
-        if self.open < self.backend.max_connections or self._evict_idle():
+        if self.open < self.backend.max_connections or self._make_room():
             self._open(member, waiter)
         else:
             waiter.pool_failed(POOL_FULL, "no room for a replay", member.label)
 
-    def abandon(self, waiter: Waiter) -> None:
-        """The waiter does not want a connection any more."""
+    def abandon(self, waiter: Waiter) -> Failed:
+        """The waiter does not want a connection any more. Says what it has waited for."""
         opening = self._openings.pop(waiter, None)
         if opening is not None:
             opening.waiter = None
-            return
+            return Failed(TIMED_OUT, "no answer to the connect", opening.member.label)
         try:
             self._queue.remove(waiter)
         except ValueError:
             pass
+        return Failed(POOL_FULL, f"all {self.open} connections stayed busy", None)
 
-    def _evict_idle(self) -> bool:
-        """Close the idle connection that rested longest, to make room at another instance."""
+    def _make_room(self) -> bool:
+        """Close the idle connection that rested longest, else one whose answer nobody has waited for for a while."""
         oldest = None
         for member in self.members:
             if member.idle and (oldest is None or member.idle[0].idle_since_s < oldest.idle_since_s):
                 oldest = member.idle[0]
         if oldest is None:
-            return False
+            return self._yield_detached()
         oldest.kill()
         return True
+
+    def _yield_detached(self) -> bool:
+        """A backend that hangs must not keep a full pool from those who ask now, once it can answer them."""
+        for connection, since_s in self._detached.items():
+            if self._reactor.seconds() - since_s < DETACHED_YIELDS_S:
+                return False
+            connection.kill()
+            return True
+        return False
 
     # -- connections
 
@@ -159,15 +199,19 @@ class Pool:
         self.busy += 1
         member.open += 1
         opening = _Opening(self, member, waiter)
+        timeout_s = CONNECT_TIMEOUT_S
         if waiter is not None:
             self._openings[waiter] = opening
-        self._connector.connect(member.instance.host, member.instance.port, CONNECT_TIMEOUT_S, opening)
+            timeout_s = min(timeout_s, max(waiter.timeout_s, CONNECT_AT_LEAST_S))
+        self._connector.connect(member.instance.host, member.instance.port, timeout_s, opening)
 
     def opened(self, opening: _Opening, sock: Any, peer: Any) -> None:
         member = opening.member
-        connection = UpstreamConnection(self, member, self._reactor.seconds())
+        member.refused = 0
+        lifetime_s = self.backend.max_lifetime_s * (1.0 - _LIFETIME_SPREAD * self._draw())
+        connection = UpstreamConnection(self, member, self._reactor.seconds(), lifetime_s)
         transport = self._connector.transport(sock, peer, connection)
-        transport.setTcpKeepAlive(True)
+        transport.keep_alive(KEEP_ALIVE_S)
         transport.start()
         waiter = opening.waiter
         if waiter is None:
@@ -185,23 +229,22 @@ class Pool:
         waiter = opening.waiter
         if waiter is not None:
             del self._openings[waiter]
-        if self.on_connect_failure is not None:
-            self.on_connect_failure(member)
+        if self.on_connect_failure is not None and reason != EXHAUSTED:
+            self.on_connect_failure(member, f"a request's {_WORDS.get(reason, 'connect failed')}: {detail}")
         if waiter is not None:
-            waiter.pool_failed(reason, detail, member.label)
+            if member.retired and self.members:  # taken off the list meanwhile, and nothing was sent to it
+                self.acquire(waiter)
+            else:
+                waiter.pool_failed(reason, detail, member.label)
         self._serve_queue()
 
     def release(self, connection: UpstreamConnection) -> None:
         """A busy connection has its answer behind it."""
-        self._detached.pop(connection, None)
+        if self._detached:
+            self._detached.pop(connection, None)
         now_s = self._reactor.seconds()
         member = connection.member
-        if (
-            self.closed
-            or not member.up
-            or member not in self.members
-            or now_s - connection.born_s > self.backend.max_lifetime_s
-        ):
+        if self.closed or not member.up or member.retired or now_s > connection.ends_s:
             connection.kill()
             return
         if self._queue:
@@ -227,18 +270,24 @@ class Pool:
         self._serve_queue()
 
     def _serve_queue(self) -> None:
-        """A place is free: the first in the queue may open a connection."""
-        if self._queue and not self._admitting and self.open < self.backend.max_connections:
+        """A place is free, or nobody is left to wait for: the first in the queue are next."""
+        if self._queue and not self._admitting and self._admits():
             self._admitting = True
             self.later(self._admit)
 
+    def _admits(self) -> bool:
+        return self.open < self.backend.max_connections or not self._balance
+
     def _admit(self) -> None:
         self._admitting = False
-        while self._queue and self.open < self.backend.max_connections:
+        for _ in range(_AT_ONCE):
+            if not self._queue or not self._admits():
+                return
             self._provide(self._queue.popleft())
+        self._serve_queue()
 
     def detached(self, connection: UpstreamConnection) -> None:
-        self._detached[connection] = self._reactor.seconds() + DETACHED_TIMEOUT_S
+        self._detached[connection] = self._reactor.seconds()
 
     def later(self, call: Callable[[], None]) -> None:
         self._reactor.callLater(0, call)
@@ -246,44 +295,54 @@ class Pool:
     # -- housekeeping, each second
 
     def sweep(self) -> None:
-        """Close what is idle or old; keep `min_connections` open to healthy instances."""
+        """Close what is idle or old; keep `min_connections` open to sound instances; weigh those that are new anew."""
         now_s = self._reactor.seconds()
-        for connection, until_s in list(self._detached.items()):
-            if now_s > until_s:
+        for connection, since_s in list(self._detached.items()):
+            if now_s - since_s > DETACHED_TIMEOUT_S:
                 connection.kill()
+        for _ in range(len(self._queue)):
+            if not self._yield_detached():
+                break
         for member in self.members:
             for connection in list(member.idle):
                 if (
                     not member.up
                     or now_s - connection.idle_since_s > self.backend.idle_timeout_s
-                    or now_s - connection.born_s > self.backend.max_lifetime_s
+                    or now_s > connection.ends_s
                 ):
                     connection.kill()
+        if self._ramping:
+            self.rebalance()
         self._serve_queue()
-        if self.closed:
-            return
+        if not self.closed:
+            self._warm_up()
+
+    def _warm_up(self) -> None:
         wanted = min(self.backend.min_connections, self.backend.max_connections) - self.open
-        for _ in range(max(0, wanted)):
-            member_up = self._balance.pick()
-            if member_up is None or member_up.failures:
+        for _ in range(min(wanted, _AT_ONCE)):
+            member = self._balance.pick_among(_sound)
+            if member is None:
                 break
-            self._open(member_up, None)
+            self._open(member, None)
 
     def update(self, backend: Backend) -> None:
-        """A reload: keep the members that stay, with their connections and their health."""
+        """A reload, or another list of instances: members that stay keep their connections and their health."""
+        now_s = self._reactor.seconds()
         known = {member.label: member for member in self.members}
+        joined_s = now_s if known else None  # where all are new, none is newer than others
         kept = []
         for instance in backend.instances:
-            member = known.pop(instance.label, None) or Member(instance)
+            member = known.pop(instance.label, None) or Member(instance, now_s, joined_s)
             member.instance = instance  # its weight may be new
             kept.append(member)
         self.backend = backend
         self.members = kept
+        for member in known.values():
+            member.retired = True
         self.rebalance()
         for member in known.values():
             for connection in list(member.idle):
                 connection.kill()
-        self._serve_queue()
 
     def close(self) -> None:
         """No more idle connections; requests that hold or wait for one are still served."""
@@ -300,3 +359,8 @@ class Pool:
     def waiting(self) -> int:
         """Requests in the queue for a connection."""
         return len(self._queue)
+
+
+def _sound(member: Member) -> bool:
+    """Whether connections to it may be opened in advance."""
+    return not member.failures and not member.refused

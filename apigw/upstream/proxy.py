@@ -1,77 +1,58 @@
 """The leaf of the pipeline: hand the request to an instance, hand its answer back, both as they come.
 
     body ready -> connection -> head and body sent -> head of the answer -> body -> end
-One deadline follows: the route's timeout, until the answer's head, and then between its pieces.
+One deadline follows: the route's timeout, until the answer's head, and then between its pieces, of which
+there must be MIN_PROGRESS_BYTES in each timeout: a backend that drips its answer is cut. A client that takes or
+sends slowly is not the backend's fault (edge/ has deadlines of its own for it).
 The only request sent twice is a GET, HEAD or OPTIONS without a streamed body whose reused connection closed
 before a byte of the answer came: the backend closed an idle connection as we took it (contract section 3).
 """
 
-from typing import Any, Mapping
+from math import ceil
+from typing import Any, Callable, Mapping
 
 from twisted.web.resource import IResource
 from twisted.web.server import NOT_DONE_YET
 from zope.interface import implementer
 
+from apigw.constants import MIN_PROGRESS_BYTES
 from apigw.core.headers import CORS_REPLY, reply_lines, request_lines
 from apigw.core.http1 import Head
-from apigw.errors import GatewayError
 from apigw.exchange import Exchange
-from apigw.net.connect import TIMED_OUT
+from apigw.net.connect import EXHAUSTED, TIMED_OUT
 from apigw.net.deadlines import Deadlines
 from apigw.upstream.connection import RESET, UpstreamConnection
-from apigw.upstream.pool import NO_INSTANCE, POOL_FULL, Member, Pool
+from apigw.upstream.failures import bad_gateway, unavailable, upstream_timeout
+from apigw.upstream.member import Member
+from apigw.upstream.pool import NO_INSTANCE, POOL_FULL, Pool
 
 _REPLAYABLE = frozenset(("GET", "HEAD", "OPTIONS"))
 _NOTHING: frozenset[bytes] = frozenset()
 UPSTREAM_TIMEOUT = "upstream_timeout"
-_RETRY_AFTER_S = 5  # for a backend without a healthy instance: about half a health check interval
-
-
-def bad_gateway(backend: str, reason: str, detail: str) -> GatewayError:
-    return GatewayError(
-        "The backend did not give a valid answer.",
-        status=502,
-        code="bad_gateway",
-        reason=reason,
-        detail=detail,
-        extra={"backend": backend},
-    )
-
-
-def upstream_timeout(backend: str, reason: str, detail: str) -> GatewayError:
-    return GatewayError(
-        "The backend did not answer in time.",
-        status=504,
-        code="upstream_timeout",
-        reason=reason,
-        detail=detail,
-        extra={"backend": backend},
-    )
-
-
-def unavailable(backend: str, reason: str, detail: str) -> GatewayError:
-    return GatewayError(
-        "The backend is not available.",
-        status=503,
-        code="service_unavailable",
-        reason=reason,
-        detail=detail,
-        retry_after_s=_RETRY_AFTER_S,
-        extra={"backend": backend},
-    )
 
 
 @implementer(IResource)
 class Proxy:
-    """Renders a request by its route's backend. `pools` has one for each backend of the snapshot."""
+    """Renders a request by its route's backend. `pools` has one for each backend of the snapshot.
+
+    on_replay(backend, reason) is told of each attempt that failed and was made again.
+    """
 
     isLeaf = True
 
-    def __init__(self, clock: Any, deadlines: Deadlines, pools: Mapping[str, Pool], hold_bytes: int) -> None:
+    def __init__(
+        self,
+        clock: Any,
+        deadlines: Deadlines,
+        pools: Mapping[str, Pool],
+        hold_bytes: int,
+        on_replay: Callable[[str, str], None],
+    ) -> None:
         self.clock = clock
         self.deadlines = deadlines
         self.pools = pools
         self.hold_bytes = hold_bytes
+        self.on_replay = on_replay
 
     def render(self, request: Any) -> int:
         Proxying(self, request).start()
@@ -96,10 +77,12 @@ class Proxying:
         "_connection",
         "_member",
         "_bucket",
-        "_timeout_s",
+        "timeout_s",
         "_last_s",
+        "_window_s",
+        "_window_bytes",
         "_streaming",
-        "_replayed",
+        "_first_try",
         "_sent",
         "_producing",
         "_paused",
@@ -114,13 +97,15 @@ class Proxying:
         self._exchange = ex
         self._backend: str = route.backend
         self._pool = proxy.pools[route.backend]
-        self._timeout_s = route.timeout_s
+        self.timeout_s = route.timeout_s
         self._connection: UpstreamConnection | None = None
         self._member: Member | None = None
         self._bucket: Any = None
         self._last_s = 0.0  # when the other side last made progress
+        self._window_s = 0.0  # since when the bytes of the answer are counted, 0 before its first piece
+        self._window_bytes = 0  # how many there were then
         self._streaming = False
-        self._replayed = False
+        self._first_try = ""  # how the attempt ended that was made again
         self._sent = b""
         self._producing = False
         self._paused = False
@@ -134,7 +119,7 @@ class Proxying:
             request.ready_body(self._proxy.hold_bytes, self._body_ready)
 
     def _body_ready(self) -> None:
-        self._bucket = self._proxy.deadlines.add(self._timeout_s, self._over)
+        self._bucket = self._proxy.deadlines.add(self.timeout_s, self._over)
         self._pool.acquire(self)
 
     # -- a connection
@@ -165,13 +150,22 @@ class Proxying:
     def pool_failed(self, reason: str, detail: str, instance: str | None) -> None:
         self._exchange.instance = instance
         self._end()
-        if reason in (NO_INSTANCE, POOL_FULL):
+        detail = self._told(detail)
+        if reason == NO_INSTANCE:
+            error = unavailable(self._backend, reason, detail, max(1, ceil(self._pool.back_in_s())))
+        elif reason in (POOL_FULL, EXHAUSTED):
             error = unavailable(self._backend, reason, detail)
         elif reason == TIMED_OUT:
             error = upstream_timeout(self._backend, reason, detail)
         else:
             error = bad_gateway(self._backend, reason, detail)
         self._request.fail(error)
+
+    def _told(self, detail: str) -> str:
+        """What the log says of a failure: which attempt it was, and how the first one ended."""
+        if self._first_try:
+            return f"attempt 2 of 2: {detail}; attempt 1: {self._first_try}"
+        return f"attempt 1 of 1: {detail}" if self._exchange.instance is not None else detail
 
     def _head(self, host: str, held: bytes) -> bytes:
         """The request as the backend gets it, with the body bytes at hand (contract section 5)."""
@@ -240,7 +234,6 @@ class Proxying:
     # -- the answer
 
     def reply_head(self, head: Head) -> None:
-        self._last_s = self._proxy.clock.seconds()
         route = self._exchange.route
         fields = head.fields
         own = CORS_REPLY if route is not None and route.cors_origins else _NOTHING
@@ -253,11 +246,12 @@ class Proxying:
         self._request.reply_head(head.status, head.reason, lines, length, has_date=b"date" in fields)
 
     def reply_body(self, data: bytes) -> None:
-        self._last_s = self._proxy.clock.seconds()
         self._request.reply_body(data)
 
     def reply_flush(self) -> None:
         """More of the answer is to come: from now on the client's pace is ours."""
+        self._last_s = self._proxy.clock.seconds()
+        self._window_s = self._window_s or self._last_s
         self._request.flush()
         if not self._producing and self._connection is not None:
             transport = self._request.channel.transport
@@ -267,17 +261,20 @@ class Proxying:
 
     def reply_end(self) -> None:
         self._connection = None
+        if self._first_try:
+            self._exchange.error_message = f"attempt 2 of 2: answered; attempt 1: {self._first_try}"
         self._end()
         self._request.reply_end()
 
     def reply_failed(self, reason: str, detail: str) -> None:
         connection, self._connection = self._connection, None
         if connection is not None and self._may_replay(connection, reason):
-            self._replayed = True
+            self._first_try = f"{reason}: {detail}"
+            self._proxy.on_replay(self._backend, reason)
             self._pool.acquire_fresh(connection.member, self)
             return
         self._end()
-        self._request.fail(bad_gateway(self._backend, reason, detail))
+        self._request.fail(bad_gateway(self._backend, reason, self._told(detail)))
 
     def _may_replay(self, connection: UpstreamConnection, reason: str) -> bool:
         return (
@@ -285,7 +282,7 @@ class Proxying:
             and bool(self._sent)
             and connection.reused
             and not connection.answered
-            and not self._replayed
+            and not self._first_try
             and not self._request.finished
         )
 
@@ -299,6 +296,7 @@ class Proxying:
     def resumeProducing(self) -> None:
         self._paused = False
         self._last_s = self._proxy.clock.seconds()
+        self._new_window()
         if self._connection is not None:
             self._connection.pause(False)
 
@@ -310,21 +308,48 @@ class Proxying:
     def _over(self) -> None:
         """The route's timeout, counted from the last progress; a client that reads or sends slowly does not count."""
         self._bucket = None
-        left_s = self._last_s + self._timeout_s - self._proxy.clock.seconds()
-        if left_s > 0 or self._paused or self._waits_for_body():
-            self._bucket = self._proxy.deadlines.add(left_s if left_s > 0 else self._timeout_s, self._over)
+        left_s = self._left_s()
+        if left_s > 0:
+            self._bucket = self._proxy.deadlines.add(left_s, self._over)
             return
         connection, self._connection = self._connection, None
+        limit_ms = f"{self.timeout_s * 1000:.0f} ms"
         if connection is None:
-            self._pool.abandon(self)
+            reason, detail, instance = self._pool.abandon(self)
+            self._exchange.instance = instance
+            error = upstream_timeout(self._backend, reason, self._told(f"{detail} for {limit_ms}"))
         elif self._request.started:
             connection.kill()
+            detail = f"its answer stopped, or came in less than {MIN_PROGRESS_BYTES} bytes a {limit_ms}"
+            error = upstream_timeout(self._backend, UPSTREAM_TIMEOUT, self._told(detail))
         else:
             connection.detach()
+            error = upstream_timeout(self._backend, UPSTREAM_TIMEOUT, self._told(f"no answer within {limit_ms}"))
         self._end()
-        self._request.fail(
-            upstream_timeout(self._backend, UPSTREAM_TIMEOUT, f"no answer within {self._timeout_s * 1000:.0f} ms")
-        )
+        self._request.fail(error)
+
+    def _left_s(self) -> float:
+        """How long the backend may go on; 0 or less when its time is over."""
+        now_s: float = self._proxy.clock.seconds()
+        if self._paused or self._waits_for_body():
+            self._new_window()
+            return self.timeout_s
+        left_s = self._last_s + self.timeout_s - now_s
+        if left_s <= 0 or not self._window_s:
+            return left_s
+        window_left_s = self._window_s + self.timeout_s - now_s
+        if window_left_s > 0:
+            return min(left_s, window_left_s)
+        if self._exchange.response_bytes - self._window_bytes < MIN_PROGRESS_BYTES:
+            return 0.0
+        self._new_window()
+        return left_s
+
+    def _new_window(self) -> None:
+        """From now on the bytes of the answer count anew."""
+        if self._window_s:
+            self._window_s = self._proxy.clock.seconds()
+            self._window_bytes = self._exchange.response_bytes
 
     def _waits_for_body(self) -> bool:
         """The backend has taken all that came of the body: the next move is the client's, within the body timeout."""

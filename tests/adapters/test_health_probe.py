@@ -1,5 +1,6 @@
-"""Asking real servers on the loopback for their health: a status, or a failure in time."""
+"""Asking real servers on the loopback for their health: a status, or in words why there is none, in time."""
 
+import socket
 from collections.abc import Iterator
 from typing import Any
 
@@ -7,12 +8,15 @@ import pytest
 import pytest_twisted
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
-from twisted.internet.error import ConnectionRefusedError
 from twisted.internet.protocol import Factory, Protocol
-from twisted.web.client import ResponseFailed
+from twisted.internet.task import Clock
 
 from apigw.adapters.health_probe import HealthProbe
-from tests.servers import free_port
+from apigw.errors import NotAsked, ProbeFailed
+from apigw.net.connect import EXHAUSTED, REFUSED, TIMED_OUT, Connector
+from apigw.net.deadlines import Deadlines
+from apigw.testing import MemoryConnector
+from tests.servers import free_port, until
 
 
 class Wire(Protocol):
@@ -20,6 +24,7 @@ class Wire(Protocol):
 
     def connectionMade(self) -> None:
         self.received = b""
+        self.factory.made.append(self)
 
     def dataReceived(self, data: bytes) -> None:
         self.received += data
@@ -40,12 +45,18 @@ class Wire(Protocol):
             self.factory.left.callback(None)
 
 
+def probe(port: int, path: str = "/up?deep=1", timeout_s: float = 5.0, host: str = "127.0.0.1") -> "Deferred[int]":
+    deadlines = Deadlines(reactor)  # type: ignore[arg-type]
+    return HealthProbe(deadlines, Connector(reactor, deadlines))(host, port, path, timeout_s)
+
+
 class Server:
     """`heads` are the requests that came; `left` fires when the first connection ends."""
 
     def __init__(self) -> None:
         self.factory: Any = Factory.forProtocol(Wire)
         self.factory.heads = []
+        self.factory.made = []
         self.factory.endless = b""
         self.factory.left = Deferred()
         self.listening = reactor.listenTCP(0, self.factory, interface="127.0.0.1")
@@ -56,7 +67,7 @@ class Server:
         self.factory.answer = b"\r\n".join([b"HTTP/1.1 " + status, *(lines or (b"Content-Length: 0",)), b"", b""])
 
     def probe(self, timeout_s: float = 5.0) -> "Deferred[int]":
-        return HealthProbe(reactor)("127.0.0.1", self.port, "/up?deep=1", timeout_s)
+        return probe(self.port, timeout_s=timeout_s)
 
     async def left(self) -> None:
         """Waits until the prober has closed its connection."""
@@ -104,25 +115,93 @@ async def test_a_body_without_end_is_not_read(server: Server) -> None:
     await server.left()
 
 
-@pytest.mark.parametrize("said", [b"", b"HTTP/1.1 200 OK\r\n"])
+@pytest.mark.parametrize("said", [b"", b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 100 Continue\r\n\r\n"])
 @pytest_twisted.ensureDeferred
 async def test_no_answer_in_time_is_a_failure_and_the_connection_is_closed(server: Server, said: bytes) -> None:
-    """Neither silence nor half a head holds the probe."""
+    """Neither silence nor half a head holds the probe; an interim answer is none."""
     server.factory.answer = said
-    with pytest.raises(ResponseFailed):
+    with pytest.raises(ProbeFailed, match="^no answer within 0.1 s$"):
         await server.probe(timeout_s=0.1)
     await server.left()
 
 
 @pytest_twisted.ensureDeferred
-async def test_what_is_no_http_is_a_failure(server: Server) -> None:
-    server.factory.answer = b"-ERR unknown command\r\n\r\n"
-    with pytest.raises(ResponseFailed):
+async def test_an_answer_behind_interim_ones_counts(server: Server) -> None:
+    server.factory.answer = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 204 No Content\r\n\r\n"
+    assert await server.probe() == 204
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"-ERR unknown command\r\n\r\n",
+        b"SSH-2.0-OpenSSH_9.2\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nX: " + b"a" * 70_000,
+        b"HTTP/1.1 103 Early Hints\r\n\r\n" * 20,
+    ],
+)
+@pytest_twisted.ensureDeferred
+async def test_what_is_no_http_is_a_failure(server: Server, said: bytes) -> None:
+    server.factory.answer = said
+    with pytest.raises(ProbeFailed, match="^its answer is not HTTP: "):
         await server.probe(timeout_s=2.0)
     await server.left()
 
 
 @pytest_twisted.ensureDeferred
+async def test_a_server_that_hangs_up_is_a_failure(server: Server) -> None:
+    server.factory.answer = b"HTTP/1.1 200"
+    probing = server.probe()
+    await until(lambda: server.factory.heads, reactor)
+    for connection in server.factory.made:
+        connection.transport.abortConnection()
+    with pytest.raises(ProbeFailed, match="^it closed before its answer$"):
+        await probing
+
+
+@pytest_twisted.ensureDeferred
 async def test_a_refused_connection_is_a_failure() -> None:
-    with pytest.raises(ConnectionRefusedError):
-        await HealthProbe(reactor)("127.0.0.1", free_port(), "/", 5.0)
+    with pytest.raises(ProbeFailed, match="^connection refused: nothing listens there$"):
+        await probe(free_port())
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_name_without_an_address_is_a_failure() -> None:
+    with pytest.raises(ProbeFailed, match="^unresolved: "):
+        await probe(80, host="no-such-host.invalid")
+
+
+@pytest.mark.parametrize(
+    ("reason", "kind", "said"),
+    [
+        (TIMED_OUT, ProbeFailed, "no answer to the connect within 5 s"),
+        (REFUSED, ProbeFailed, "connection refused: nothing listens there"),
+        (EXHAUSTED, NotAsked, "this gateway could not ask: as the test said"),
+    ],
+)
+def test_why_there_was_no_connection_is_said_in_words(reason: str, kind: type[ProbeFailed], said: str) -> None:
+    clock, connector = Clock(), MemoryConnector()
+    told = HealthProbe(Deadlines(clock), connector)("10.0.0.1", 80, "/", 5.0)  # type: ignore[arg-type]
+    connector.attempts[0].fail(reason)
+    failure = failure_of(told)
+    assert type(failure) is kind and str(failure) == said
+    clock.advance(10)
+
+
+def test_a_connection_that_is_made_too_late_is_closed() -> None:
+    clock, connector = Clock(), MemoryConnector()
+    told = HealthProbe(Deadlines(clock), connector)("10.0.0.1", 80, "/", 1.0)  # type: ignore[arg-type]
+    clock.advance(1.1)
+    assert str(failure_of(told)) == "no answer to the connect within 1 s"
+    near, far = socket.socketpair()
+    connector.attempts[0]._wanting.connect_done(near, None)
+    assert far.recv(1) == b"" and connector.transports == []
+    far.close()
+
+
+def failure_of(told: "Deferred[int]") -> BaseException:
+    """What a Deferred has failed with by now."""
+    failed: list[BaseException] = []
+    told.addErrback(lambda failure: failed.append(failure.value))
+    return failed[0]

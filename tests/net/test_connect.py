@@ -1,5 +1,6 @@
 """Outgoing connections: one answer each, within the deadline, whatever the network and the name server do."""
 
+import resource
 import socket
 import threading
 from typing import Any, Callable
@@ -10,7 +11,7 @@ from twisted.internet.address import IPv4Address
 from twisted.internet.task import Clock
 
 from apigw.net import connect as module
-from apigw.net.connect import REFUSED, TIMED_OUT, UNREACHABLE, UNRESOLVED, Connector
+from apigw.net.connect import EXHAUSTED, REFUSED, TIMED_OUT, UNREACHABLE, UNRESOLVED, Connector
 from apigw.net.deadlines import Deadlines
 
 run = pytest_twisted.ensureDeferred
@@ -118,6 +119,28 @@ async def test_an_address_without_a_way_is_unreachable(net: Any) -> None:
     assert not wanting.told()
     await net.until(wanting.told, 1)
     assert wanting.failed[0][0] == UNREACHABLE
+
+
+@run
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+async def test_without_a_descriptor_left_it_is_this_host_that_is_exhausted(net: Any, host: str) -> None:
+    """Neither the other side nor the name server is to blame; a moment later it may work."""
+    _, port = listening(net)
+    made = connector(net)
+    wanting = Wanting()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with open("/dev/null") as null:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (null.fileno(), hard))
+        try:
+            made.connect(host, port, 5, wanting)
+            await net.until(wanting.told)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert wanting.failed[0][0] == EXHAUSTED and "Too many open files" in wanting.failed[0][1]
+    again = Wanting()
+    made.connect(host, port, 5, again)
+    await net.until(again.told)
+    net.keep(again.done[0][0])
 
 
 @run

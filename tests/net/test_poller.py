@@ -225,3 +225,33 @@ def test_a_poll_may_stop_its_own_poller(clock: Clock) -> None:
     poller = Scripted(clock, lambda: poller.stopService())
     poller.startService()
     assert poller.polls == [0.0] and not clock.getDelayedCalls() and not poller.in_flight
+
+
+def test_a_poll_can_be_brought_forward_and_is_never_put_off(clock: Clock) -> None:
+    poller = Scripted(clock, None)
+    poller.poll_within(1.0)
+    poller.startService()
+    poller.poll_within(3.0)
+    poller.poll_within(5.0)
+    advance(clock, 4)
+    assert poller.polls == [0.0, 3.0]
+    poller.poll_within(60.0)
+    poller.poll_within(-1.0)
+    clock.advance(0)
+    assert poller.polls == [0.0, 3.0, 4.0]
+    poller.stopService()
+    poller.poll_within(0.0)
+    assert not clock.getDelayedCalls()
+
+
+def test_a_poll_in_flight_is_not_doubled_by_one_that_is_brought_forward(clock: Clock) -> None:
+    going: Deferred[None] = Deferred()
+    poller = Scripted(clock, lambda: going, None)
+    poller.startService()
+    poller.poll_within(0.0)
+    advance(clock, 20)
+    assert poller.polls == [0.0]
+    going.callback(None)
+    poller.poll_within(1.0)
+    advance(clock, 1)
+    assert poller.polls == [0.0, 21.0] and len(clock.getDelayedCalls()) == 1

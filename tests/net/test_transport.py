@@ -462,3 +462,14 @@ async def test_it_is_an_itransport_in_the_small_things(net: Any) -> None:
     assert transport.getTcpKeepAlive()
     transport.loseWriteConnection()
     assert client.recv(1) == b""
+
+
+@run
+async def test_a_silent_peer_is_asked_by_the_kernel_as_often_as_told(net: Any) -> None:
+    """Not after two hours, which is what SO_KEEPALIVE alone means."""
+    transport, _, _ = net.tcp()
+    transport.keep_alive(30.0)
+    sock = transport._socket
+    options = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
+    assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+    assert [sock.getsockopt(socket.IPPROTO_TCP, option) for option in options] == [30, 3, 3]

@@ -216,11 +216,11 @@ class Client:
 class Gateway:
     """Site, stages, proxy and one pool between real sockets."""
 
-    def __init__(self, port: int, *, timeout_s: float = 5.0, limits: Limits = LIMITS, **backend: Any) -> None:
+    def __init__(self, *ports: int, timeout_s: float = 5.0, limits: Limits = LIMITS, **backend: Any) -> None:
         self.reactor: Any = installed_reactor
         self.deadlines = Deadlines(self.reactor)
         self.records: list[Exchange] = []
-        record = Backend("users", (Instance("127.0.0.1", port),), **backend)
+        record = Backend("users", tuple(Instance("127.0.0.1", port) for port in ports), **backend)
         config = small_snapshot().config
         route = Route("all", "/*", ("GET", "HEAD", "POST", "PUT"), "users", timeout_s=timeout_s)
         self.snapshot = Snapshot(evolve(config, limits=limits, backends=(record,), routes=(route,)))
@@ -232,7 +232,14 @@ class Gateway:
             Anonymous(),
             BodyLimit(),
         ]
-        leaf = Proxy(self.reactor, self.deadlines, {"users": self.pool}, limits.buffer_body_bytes)
+        self.replays: list[tuple[str, str]] = []
+        leaf = Proxy(
+            self.reactor,
+            self.deadlines,
+            {"users": self.pool},
+            limits.buffer_body_bytes,
+            lambda backend, reason: self.replays.append((backend, reason)),
+        )
         self.root = compose(stages, leaf)
         self.site = Site(self.reactor, self.deadlines, lambda: 0.0, self, self.records.append)
         listener = Listener("127.0.0.1", 0)

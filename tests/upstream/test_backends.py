@@ -10,8 +10,10 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.task import Clock
 from twisted.internet.threads import deferToThread
 
-from apigw.config.model import Backend, Instance
+from apigw.config.model import Backend, Discovery, Instance
+from apigw.net.connect import Connector
 from apigw.net.deadlines import Deadlines
+from apigw.testing import MemoryConnector
 from apigw.upstream.backends import Backends
 from tests.servers import until
 from tests.upstream.origin import Caller, Origin
@@ -27,7 +29,8 @@ class World:
         self.clock = Clock()
         self.refusing: set[str] = set()
         self.asked: set[str] = set()
-        self.backends = Backends(self.clock, Deadlines(self.clock), self.probe)
+        connector: Any = MemoryConnector()
+        self.backends = Backends(self.clock, Deadlines(self.clock), connector, self.probe, lambda: 0.0)
         self.backends.startService()
         self.backends.configure(backends)
 
@@ -94,12 +97,40 @@ def test_a_backend_is_healthy_while_one_of_its_instances_is_up() -> None:
     assert world.backends.healthy() == 0
 
 
+def test_discovery_changes_a_list_and_members_that_stay_are_kept() -> None:
+    """With their health; the new one is checked at once; twice the same address counts once."""
+    world = World(USERS)
+    pool = world.backends.pools["users"]
+    first = pool.members[0]
+    first.up = False
+    fresh = Instance("10.0.0.9", 80)
+    assert world.backends.set_instances("users", (USERS.instances[0], fresh, evolve(fresh, weight=9)))
+    assert pool.members[0] is first and not first.up
+    assert [member.instance for member in pool.members] == [USERS.instances[0], fresh]
+    assert world.asked_in(2) == {"10.0.0.1", "10.0.0.9"}
+    assert world.backends.set_instances("users", ()) and pool.members == []
+    assert not world.backends.set_instances("nobody", ())
+
+
+def test_a_reload_keeps_what_was_discovered_and_takes_the_new_settings() -> None:
+    """Unless the discovery itself is another one: the instances of another service are none of this one."""
+    found = Backend("found", discovery=Discovery("consul", "found"))
+    world = World(found)
+    pool = world.backends.pools["found"]
+    world.backends.set_instances("found", (Instance("10.0.0.9", 80),))
+    member = pool.members[0]
+    world.backends.configure((evolve(found, max_connections=7),))
+    assert pool.members == [member] and pool.backend.max_connections == 7
+    world.backends.configure((evolve(found, discovery=Discovery("consul", "other")),))
+    assert pool.members == []
+
+
 def test_connects_that_failed_in_requests_take_an_instance_out() -> None:
     """The pool tells its own check."""
     world = World(ORDERS, USERS)
     pool = world.backends.pools["orders"]
     for _ in range(ORDERS.unhealthy_after):
-        pool.on_connect_failure(pool.members[0])
+        pool.on_connect_failure(pool.members[0], "refused")
     assert not pool.members[0].up
     assert world.backends.healthy() == 1
 
@@ -115,7 +146,8 @@ async def test_the_idle_connections_of_a_backend_that_is_gone_are_closed() -> No
 
     origin = Origin(script)
     deadlines = Deadlines(reactor)  # type: ignore[arg-type]
-    backends = Backends(reactor, deadlines, lambda *_: succeed(200))
+    connector = Connector(reactor, deadlines)
+    backends = Backends(reactor, deadlines, connector, lambda *_: succeed(200), lambda: 0.0)
     try:
         backends.startService()
         warm: Any = Backend("warm", (Instance("127.0.0.1", origin.port),), min_connections=1)

@@ -23,6 +23,8 @@ CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"
 class Sink:
     """A request: `told` is what it heard, in order."""
 
+    timeout_s = 5.0
+
     def __init__(self) -> None:
         self.connection: UpstreamConnection | None = None
         self.body = b""

@@ -11,19 +11,21 @@ from twisted.internet.task import Clock
 
 from apigw.config.model import Backend, Instance
 from apigw.core.http1 import Head
-from apigw.net.connect import REFUSED
+from apigw.net.connect import EXHAUSTED, REFUSED, TIMED_OUT
 from apigw.net.deadlines import Deadlines
 from apigw.testing import MemoryConnector, MemoryTransport
 from apigw.upstream.connection import UpstreamConnection
+from apigw.upstream.member import SPARE
 from apigw.upstream.pool import DETACHED_TIMEOUT_S, NO_INSTANCE, POOL_FULL, QUEUE_MAX, Pool
 
-ONE, TWO = Instance("10.0.0.1", 80), Instance("10.0.0.2", 80)
+ONE, TWO, THREE = (Instance(f"10.0.0.{n}", 80) for n in (1, 2, 3))
 
 
 class Asker:
     """A request: waits for a connection, sends its number, and expects its own number as the answer."""
 
     made = 0
+    timeout_s = 5.0
 
     def __init__(self) -> None:
         Asker.made += 1
@@ -77,8 +79,10 @@ class Bench:
     def __init__(self, **fields: Any) -> None:
         self.clock = Clock()
         self.connector = MemoryConnector()
+        connector: Any = self.connector
+        draw = fields.pop("draw", lambda: 0.0)
         self.backend = Backend("users", **{"instances": (ONE,), "max_connections": 2, **fields})
-        self.pool = Pool(self.clock, Deadlines(self.clock), self.connector, self.backend)  # type: ignore[arg-type]
+        self.pool = Pool(self.clock, Deadlines(self.clock), connector, self.backend, draw)
 
     def ask(self) -> Asker:
         asker = Asker()
@@ -163,10 +167,11 @@ def test_a_connection_opened_for_somebody_who_gave_up_goes_to_the_queue() -> Non
 def test_a_failed_connect_is_told_to_the_asker_and_to_the_health_check() -> None:
     bench = Bench()
     failed: list[str] = []
-    bench.pool.on_connect_failure = lambda member: failed.append(member.label)
+    bench.pool.on_connect_failure = lambda member, why: failed.append(f"{member.label}: {why}")
     asker = bench.ask()
     bench.connector.attempts[0].fail(REFUSED)
-    assert (asker.outcome, failed) == (REFUSED, ["10.0.0.1:80"])
+    assert asker.outcome == REFUSED
+    assert failed == ["10.0.0.1:80: a request's connection was refused: as the test said"]
     assert (bench.pool.open, bench.pool.busy) == (0, 0)
 
 
@@ -344,6 +349,159 @@ def test_a_larger_pool_serves_its_queue() -> None:
     for attempt in list(bench.connector.attempts):
         attempt.succeed()
     assert [asker.connection is not None for asker in queued] == [True, True, False]
+
+
+# -- several instances
+
+
+def test_an_instance_that_hangs_holds_a_few_requests_and_the_rest_go_to_its_siblings() -> None:
+    """One of three answers nothing: what it holds stays small, and nobody waits for a connection."""
+    bench = Bench(instances=(ONE, TWO, THREE), max_connections=20)
+    for _ in range(200):
+        asker = bench.ask()
+        assert bench.pool.waiting == 0
+        for attempt in list(bench.connector.attempts):
+            attempt.succeed()
+        assert asker.connection is not None
+        if asker.connection.member.label != ONE.label:
+            asker.connection.transport.arrive(answer_to(asker.connection.transport))
+    assert SPARE <= bench.pool.members[0].in_flight <= 2 * SPARE + 1
+    assert [member.in_flight for member in bench.pool.members[1:]] == [0, 0]
+
+
+def test_instances_that_are_equally_slow_share_the_whole_pool() -> None:
+    bench = Bench(instances=(ONE, TWO, THREE), max_connections=20)
+    for _ in range(20):
+        bench.ask()
+    assert sorted(member.in_flight for member in bench.pool.members) == [6, 7, 7]
+
+
+def test_an_instance_that_is_back_or_new_gets_its_share_by_and_by() -> None:
+    bench = Bench(instances=(ONE, TWO), max_connections=1000, slow_start_s=10.0)
+
+    def share(label: str) -> float:
+        askers = [bench.ask() for _ in range(200)]
+        for attempt in list(bench.connector.attempts):
+            attempt.succeed()
+        asked = [asker.connection for asker in askers if asker.connection is not None]
+        for connection in asked:
+            connection.transport.arrive(answer_to(connection.transport))
+        return sum(connection.member.label == label for connection in asked) / len(askers)
+
+    assert share(TWO.label) == 0.5, "at the start of the process none is newer than others"
+    bench.pool.update(evolve(bench.backend, instances=(ONE, TWO, THREE)))
+    shares = [share(THREE.label)]
+    for _ in range(10):
+        bench.clock.advance(1)
+        bench.pool.sweep()
+        shares.append(share(THREE.label))
+    assert all(later >= early - 0.01 for early, later in zip(shares, shares[1:]))
+    assert shares[0] == pytest.approx(0.1 / 2.1, abs=0.01)
+    assert shares[5] == pytest.approx(0.5 / 2.5, abs=0.02)
+    assert shares[-1] == pytest.approx(1 / 3, abs=0.01)
+
+
+def test_a_list_that_changes_under_load_loses_no_request_and_favours_nobody() -> None:
+    """As discovery changes it: each second another of four instances is gone; connections of those that stay stay."""
+    four = tuple(Instance(f"10.0.0.{n}", 80) for n in range(4))
+    bench = Bench(instances=four, max_connections=100, slow_start_s=0.0)
+    asked: dict[str, int] = {}
+    pending: list[Asker] = []
+    for turn in range(400):
+        if turn % 10 == 0:
+            gone = four[turn // 10 % 4]
+            bench.pool.update(evolve(bench.backend, instances=tuple(one for one in four if one is not gone)))
+        asker = bench.ask()
+        for attempt in list(bench.connector.attempts):
+            attempt.succeed()
+        assert asker.connection is not None
+        asked[asker.connection.member.label] = asked.get(asker.connection.member.label, 0) + 1
+        pending.append(asker)
+        if len(pending) > 7:
+            early = pending.pop(0)
+            assert early.connection is not None
+            early.connection.transport.arrive(answer_to(early.connection.transport))
+            assert early.answer == early.number
+    assert all(80 <= count <= 120 for count in asked.values()), asked
+
+
+def test_a_connect_to_an_instance_that_left_the_list_meanwhile_goes_to_another() -> None:
+    """Nothing was sent to it. A connect to one that is on the list is never made again."""
+    bench = Bench(instances=(ONE, TWO))
+    asker = bench.ask()
+    bench.pool.update(evolve(bench.backend, instances=(TWO,)))
+    bench.connector.attempts[0].fail(REFUSED)
+    assert asker.outcome is None and bench.connector.attempts[0].host == TWO.host
+    bench.connector.attempts[0].fail(REFUSED)
+    assert asker.outcome == REFUSED
+
+
+def test_who_waits_is_told_at_once_when_the_last_instance_goes_out() -> None:
+    bench = Bench(max_connections=1)
+    bench.connected()
+    queued = [bench.ask() for _ in range(120)]
+    bench.pool.members[0].up = False
+    bench.pool.rebalance()
+    bench.turn()
+    assert {asker.outcome for asker in queued} == {NO_INSTANCE} and bench.pool.waiting == 0
+
+
+def test_who_gives_up_learns_what_it_waited_for() -> None:
+    bench = Bench(max_connections=1)
+    connecting, queued = bench.ask(), bench.ask()
+    assert bench.pool.abandon(queued) == (POOL_FULL, "all 1 connections stayed busy", None)
+    assert bench.pool.abandon(connecting) == (TIMED_OUT, "no answer to the connect", ONE.label)
+
+
+def test_a_lack_of_descriptors_is_no_failure_of_the_instance() -> None:
+    bench = Bench()
+    failed: list[str] = []
+    bench.pool.on_connect_failure = lambda member, why: failed.append(why)
+    asker = bench.ask()
+    bench.connector.attempts[0].fail(EXHAUSTED)
+    assert (asker.outcome, failed) == (EXHAUSTED, [])
+
+
+def test_answers_that_nobody_waits_for_give_way_in_a_full_pool() -> None:
+    """A backend that hung and is back: its old requests must not hold the pool for half a minute."""
+    bench = Bench(max_connections=2)
+    for _ in range(2):
+        asker, _ = bench.connected()
+        assert asker.connection is not None
+        asker.abandoned = True
+        asker.connection.detach()
+    early = bench.ask()
+    assert (early.connection, bench.pool.waiting) == (None, 1), "not at once: it may be about to answer"
+    bench.clock.advance(1)
+    late = bench.ask()
+    bench.pool.sweep()
+    bench.turn()
+    for attempt in list(bench.connector.attempts):
+        attempt.succeed()
+    assert early.connection is not None and late.connection is not None
+    assert bench.pool.open == 2
+
+
+def test_connections_opened_together_do_not_end_together() -> None:
+    draws = iter([0.0, 0.25, 0.5, 0.75, 0.999] * 2)
+    bench = Bench(max_connections=10, max_lifetime_s=100.0, idle_timeout_s=1000.0, draw=lambda: next(draws))
+    transports = [bench.connected()[1] for _ in range(5)]
+    for transport in transports:
+        transport.arrive(answer_to(transport))
+    open_then = []
+    for _ in range(21):
+        bench.clock.advance(80 if not open_then else 1)
+        bench.pool.sweep()
+        open_then.append(bench.pool.open)
+    assert (open_then[0], open_then[5], open_then[10], open_then[-1]) == (5, 4, 3, 1)
+
+
+def test_an_instance_that_fails_does_not_keep_the_others_from_being_warm() -> None:
+    bench = Bench(instances=(ONE, TWO), min_connections=4, max_connections=10)
+    bench.pool.members[0].failures = 1
+    bench.pool.sweep()
+    assert {attempt.host for attempt in bench.connector.attempts} == {TWO.host}
+    assert len(bench.connector.attempts) == 4
 
 
 # -- every order of events

@@ -407,16 +407,62 @@ async def test_a_timeout_in_the_middle_of_an_answer_cuts_it_on_both_sides(stage:
 
 @pytest_twisted.ensureDeferred
 async def test_an_answer_that_keeps_coming_may_take_longer_than_the_timeout(stage: Any) -> None:
+    """As long as it makes progress: 512 bytes a timeout."""
+
     def script(caller: Caller) -> None:
         caller.head()
-        caller.say(OK + b"Content-Length: 5\r\n\r\n")
-        for byte in b"hello":
+        caller.say(OK + b"Content-Length: 3000\r\n\r\n")
+        for _ in range(5):
             threading.Event().wait(0.25)
-            caller.say(bytes((byte,)))
+            caller.say(b"a" * 600)
 
     gateway, _ = stage(script, timeout_s=0.8)
     answer = await gateway.ask(get("/a", CLOSE))
-    assert answer.body == b"hello"
+    assert answer.body == b"a" * 3000
+    assert gateway.records[0].error_type is None
+    gateway.books_balance()
+
+
+@pytest.mark.parametrize("first", [b"", b"a" * 100_000])
+@pytest_twisted.ensureDeferred
+async def test_an_answer_that_drips_is_cut(stage: Any, first: bytes) -> None:
+    """A byte now and then is no progress, whatever came before: within two timeouts the connection is free again."""
+
+    def script(caller: Caller) -> None:
+        caller.head()
+        caller.say(OK + b"Content-Length: 200000\r\n\r\n" + first)
+        while True:
+            threading.Event().wait(0.05)
+            caller.say(b"a")
+
+    gateway, _ = stage(script, timeout_s=0.4)
+    began_s = reactor.seconds()
+    answer = await gateway.ask(get("/a"))
+    assert (answer.status, answer.ended) == (200, "rst")
+    assert 0.4 <= reactor.seconds() - began_s < (1.6 if first else 0.8)
+    record = gateway.records[0]
+    assert record.error_type == "upstream_timeout" and "less than 512 bytes a 400 ms" in record.error_message
+    assert gateway.pool.open == 0
+    gateway.books_balance()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_client_that_reads_slowly_is_not_taken_for_a_backend_that_drips(stage: Any) -> None:
+    """The backend is held up by the client for many timeouts; then it goes on."""
+    size = 12_000_000
+    gateway, _ = stage(saying(OK + b"Content-Length: %d\r\n\r\n" % size, b"a" * size), timeout_s=0.2)
+
+    def talk() -> Answer:
+        client = gateway.client(receive_buffer_bytes=65_536)
+        client.say(get("/a", CLOSE))
+        data = b""
+        for _ in range(5):
+            data += client.sock.recv(1000)
+            threading.Event().wait(0.3)
+        return client.to_the_end(data)
+
+    answer = await deferToThread(talk)
+    assert len(answer.body) == size
     assert gateway.records[0].error_type is None
 
 

@@ -1,0 +1,42 @@
+"""What a client is told when a request failed behind the gateway: contract section 4, with the backend's name.
+
+`reason` is one of names.UPSTREAM_REASONS; it and `detail` are for the log and the metrics only.
+"""
+
+from apigw.errors import GatewayError
+
+_RETRY_AFTER_S = 1  # where a place in a pool, or a descriptor, may be free the next moment
+
+
+def bad_gateway(backend: str, reason: str, detail: str) -> GatewayError:
+    return GatewayError(
+        "The backend did not give a valid answer.",
+        status=502,
+        code="bad_gateway",
+        reason=reason,
+        detail=detail,
+        extra={"backend": backend},
+    )
+
+
+def upstream_timeout(backend: str, reason: str, detail: str) -> GatewayError:
+    return GatewayError(
+        "The backend did not answer in time.",
+        status=504,
+        code="upstream_timeout",
+        reason=reason,
+        detail=detail,
+        extra={"backend": backend},
+    )
+
+
+def unavailable(backend: str, reason: str, detail: str, retry_after_s: int = _RETRY_AFTER_S) -> GatewayError:
+    return GatewayError(
+        "The backend is not available.",
+        status=503,
+        code="service_unavailable",
+        reason=reason,
+        detail=detail,
+        retry_after_s=retry_after_s,
+        extra={"backend": backend},
+    )

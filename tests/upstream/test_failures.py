@@ -1,0 +1,23 @@
+"""What clients are told of failures behind the gateway: contract section 4."""
+
+import pytest
+
+from apigw.errors import GatewayError
+from apigw.upstream.failures import bad_gateway, unavailable, upstream_timeout
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "code", "retry_after_s"),
+    [
+        (bad_gateway("users", "connection_refused", "10.0.0.7"), 502, "bad_gateway", None),
+        (upstream_timeout("users", "connect_timeout", "10.0.0.7"), 504, "upstream_timeout", None),
+        (unavailable("users", "pool_full", "10.0.0.7"), 503, "service_unavailable", 1),
+        (unavailable("users", "no_healthy_instance", "10.0.0.7", 9), 503, "service_unavailable", 9),
+    ],
+)
+def test_a_failure_names_the_backend_to_the_client_and_the_rest_to_the_log(
+    error: GatewayError, status: int, code: str, retry_after_s: int | None
+) -> None:
+    assert (error.status, error.code, error.retry_after_s) == (status, code, retry_after_s)
+    assert error.extra == {"backend": "users"} and error.detail == "10.0.0.7"
+    assert "10.0.0.7" not in error.message and error.reason not in error.message
