@@ -29,13 +29,10 @@ from apigw.adapters.jwks import JWKS
 from apigw.adapters.log_sinks import open_sinks
 from apigw.adapters.memory_counters import MemoryCounters, Pruning
 from apigw.adapters.metrics import Metrics, watch_access_log
-from apigw.adapters.redis_connect import connect_to, trust_root_of
-from apigw.adapters.redis_counters import RedisCounters
-from apigw.adapters.redis_link import RedisAddress
+from apigw.adapters.redis_deployment import RedisDeployment
 from apigw.adapters.shadow_log import ShadowLog
-from apigw.adapters.shared_store import RedisSharedStore
 from apigw.config import files
-from apigw.config.model import Config, RedisSection
+from apigw.config.model import Config
 from apigw.config.redact import redacted
 from apigw.config.restart import refuse_restart_only
 from apigw.config.snapshot import Snapshot
@@ -88,8 +85,10 @@ class Worker(MultiService):
         self.ledger = Ledger([self.access_log.record, self.metrics.record], reactor.after_sends)
         self.local_counters = MemoryCounters()
         self.connector = Connector(reactor, self.deadlines)
-        self.redis = self._redis(config)  # None: rate limits count in this process
-        self.store = self._shared_store(config)  # None: no Redis; who listens to it says so before it starts
+        deployment = self._redis_deployment(config)  # None: no Redis
+        counts = deployment is not None and config.rate_limits.store == "redis"
+        self.redis = deployment.counters() if deployment and counts else None  # None: rate limits count in this process
+        self.store = deployment.shared_store() if deployment else None  # who listens to it says so before it starts
         self.announcements = None if self.store is None else Announcements(self.store)  # of changed API keys
         self.keys = self._key_source(config)  # None: no route wants a JWT
         self.api_keys = self._api_key_source(config)  # None: no route wants an API key
@@ -116,8 +115,7 @@ class Worker(MultiService):
             LoadWatch(reactor, self.shedding, time.thread_time, MemoryUsage().percent, trim_memory),
             Trimming(reactor, lambda: len(self.site.channels), trim_memory),
             Pruning(reactor, self.local_counters, wall),
-            self.redis,
-            self.store,
+            deployment,  # and with it self.redis and self.store
             self.keys,
             self.api_keys,
             self.backends,
@@ -145,26 +143,10 @@ class Worker(MultiService):
             on_shed=self.metrics.shed,
         )
 
-    def _redis(self, config: Config) -> RedisCounters | None:
-        if config.redis is None or config.rate_limits.store != "redis":
-            return None
-        return RedisCounters(
-            self._way_to(config.redis),
-            self._reactor,
-            self._reactor.after_turn,
-            config.redis,
-            on_batch=self.metrics.redis_answered,
-        )
-
-    def _shared_store(self, config: Config) -> RedisSharedStore | None:
+    def _redis_deployment(self, config: Config) -> RedisDeployment | None:
         if config.redis is None:
             return None
-        return RedisSharedStore(self._way_to(config.redis), self._reactor, RedisAddress.of(config.redis.url).opening)
-
-    def _way_to(self, section: RedisSection) -> Callable[[Any], "Deferred[Any]"]:
-        """What puts a Protocol on a new connection to Redis."""
-        trust_root = None if section.ca_file is None else trust_root_of(section.ca_file)
-        return connect_to(RedisAddress.of(section.url), self._reactor, self.connector, trust_root)
+        return RedisDeployment(config.redis, self._reactor, self.connector, self.metrics.redis_answered)
 
     def _key_source(self, config: Config) -> JWKS | None:
         return None if config.jwt is None else JWKS(self._reactor, config.jwt, self._wall)

@@ -6,10 +6,13 @@ from tests.servers import DelayProxy, RedisServer, free_port
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import hiredis
@@ -42,12 +45,18 @@ async def turns(reactor: Any, seconds: float = 0.0) -> None:
 
 
 class RedisServer:
-    """A redis-server on a free port of the loopback, without persistence."""
+    """A redis-server on a free port of the loopback, without persistence.
 
-    def __init__(self, *arguments: str) -> None:
+    credentials: the words of an AUTH that precedes the commands of the test, where the server wants one.
+    tls: a folder with cert.pem and key.pem; then it speaks TLS only, to replicas and cluster nodes too.
+    """
+
+    def __init__(self, *arguments: str, credentials: tuple[str, ...] = (), tls: Path | None = None) -> None:
         self.port = free_port()
+        self.credentials = credentials
+        self._tls = tls
         self._arguments = arguments
-        self._directory = tempfile.mkdtemp(prefix="apigw-redis-")
+        self.directory = tempfile.mkdtemp(prefix="apigw-redis-")
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -56,20 +65,48 @@ class RedisServer:
 
     def start(self) -> None:
         """Returns when it accepts connections."""
-        command = ["redis-server", "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
-        self._process = subprocess.Popen(
-            [*command, "--dir", self._directory, *self._arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
-        assert self._process.stdout is not None
-        said = []
-        for line in self._process.stdout:
-            said.append(line)
-            if b"eady to accept connections" in line:
-                return
-        raise RuntimeError(f"redis-server did not start: {b''.join(said[-5:])!r}")
+        self.launch()
+        self.ready()
+
+    def launch(self) -> None:
+        """Begin to start; what it says goes to a file, since a full pipe would block it."""
+        with (Path(self.directory) / "said").open("wb") as said:
+            self._process = subprocess.Popen(
+                self.command_line(),
+                stdin=subprocess.DEVNULL,
+                stdout=said,
+                stderr=subprocess.STDOUT,
+            )
+
+    def command_line(self) -> list[str]:
+        command = ["redis-server", *self.listening(), "--save", "", "--appendonly", "no"]
+        return [*command, "--dir", self.directory, *self._arguments]
+
+    def listening(self) -> list[str]:
+        """The options of its port."""
+        if self._tls is None:
+            return ["--bind", "127.0.0.1", "--port", str(self.port)]
+        certificate, key = str(self._tls / "cert.pem"), str(self._tls / "key.pem")
+        files = ["--tls-cert-file", certificate, "--tls-key-file", key, "--tls-ca-cert-file", certificate]
+        more = ["--tls-auth-clients", "no", "--tls-replication", "yes", "--tls-cluster", "yes"]
+        return ["--bind", "127.0.0.1", "--port", "0", "--tls-port", str(self.port), *files, *more]
+
+    def _connection(self) -> socket.socket:
+        sock = socket.create_connection(("127.0.0.1", self.port), timeout=5)
+        if self._tls is None:
+            return sock
+        context = ssl.create_default_context(cafile=self._tls / "cert.pem")
+        context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+        return context.wrap_socket(sock, server_hostname="127.0.0.1")
+
+    def ready(self) -> None:
+        """Returns when it accepts connections."""
+        assert self._process is not None
+        said = Path(self.directory) / "said"
+        while b"eady to accept connections" not in (text := said.read_bytes()):
+            if self._process.poll() is not None:
+                raise RuntimeError(f"redis-server did not start: {text[-500:]!r}")
+            time.sleep(0.005)
 
     def kill(self) -> None:
         """SIGKILL, and gone when this returns. Works on a frozen one too."""
@@ -77,8 +114,6 @@ class RedisServer:
         if process is not None:
             process.kill()
             process.wait()
-            assert process.stdout is not None
-            process.stdout.close()
 
     def restart(self) -> None:
         """Killed, then started on the same port with nothing in it."""
@@ -97,7 +132,7 @@ class RedisServer:
     def remove(self) -> None:
         """The end: process and files."""
         self.kill()
-        shutil.rmtree(self._directory, ignore_errors=True)
+        shutil.rmtree(self.directory, ignore_errors=True)
 
     def command(self, *words: str | bytes | int) -> Any:
         """One command, waiting for the reply. Raises hiredis.ReplyError for an error."""
@@ -106,12 +141,13 @@ class RedisServer:
     def packed_command(self, data: bytes) -> Any:
         """One command as it goes over the wire, on a connection of its own."""
         reader = hiredis.Reader()
-        with socket.create_connection(("127.0.0.1", self.port), timeout=5) as sock:
-            sock.sendall(data)
-            while (reply := reader.gets()) is False:
-                data = sock.recv(65_536)
-                assert data, "redis-server closed the connection"
-                reader.feed(data)
+        with self._connection() as sock:
+            for each in ([hiredis.pack_command(("AUTH", *self.credentials))] if self.credentials else []) + [data]:
+                sock.sendall(each)
+                while (reply := reader.gets()) is False:
+                    received = sock.recv(65_536)
+                    assert received, "redis-server closed the connection"
+                    reader.feed(received)
         if isinstance(reply, hiredis.ReplyError):
             raise reply
         return reply
@@ -121,9 +157,9 @@ class RedisServer:
 
 
 @contextmanager
-def redis_server(*arguments: str) -> Iterator[RedisServer]:
+def redis_server(*arguments: str, **options: Any) -> Iterator[RedisServer]:
     """A RedisServer that runs for a block, to be made a fixture of the scope that a test module wants."""
-    server = RedisServer(*arguments)
+    server = RedisServer(*arguments, **options)
     try:
         server.start()
         yield server

@@ -82,7 +82,7 @@ async def test_it_counts_in_redis_only_where_the_limits_say_so(house: House) -> 
         tiers = (Tier("each", 1, 3600, "client_ip"),)
         limits = RateLimits(store="redis", tiers=tiers, global_tier="each")
         shared = house.start(redis=redis, rate_limits=limits)
-        assert isinstance(shared.redis, RedisCounters) and shared.redis.parent is shared
+        assert isinstance(shared.redis, RedisCounters) and shared.redis.running
         await until(lambda: shared.redis is not None and shared.redis.up, REACTOR)
         assert [await ask(house.port), await ask(house.port)] == [200, 429]
         assert any(b"each" in key for key in server.command("KEYS", "rate:*"))
@@ -252,7 +252,7 @@ async def test_a_worker_with_redis_shares_what_is_known_of_api_keys(house: House
     with redis_server() as server:
         worker = house.start(redis=RedisSection(server.url), api_keys=section)
         store = worker.store
-        assert store is not None and store.parent is worker and worker.redis is None
+        assert store is not None and store.running and worker.redis is None
         assert worker.announcements is not None and worker.announcements.store is store
         await until(lambda: store.up and worker.api_keys is not None and worker.api_keys.changes.in_step, REACTOR)
         other = house.config("v2", redis=RedisSection(server.url), api_keys=evolve(section, cache_ttl_s=60.0))

@@ -1,19 +1,29 @@
-"""How a worker reaches its Redis: over a lean transport, or over Twisted's TLS for rediss://."""
+"""How a worker reaches the servers of its Redis: over a lean transport, or over Twisted's TLS.
+
+A Way leads one kept connection: to the server of the URL, or (redis_sentinel.py, redis_cluster_map.py) to whoever has
+its part by now.
+"""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, Protocol
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import HostnameEndpoint, connectProtocol, wrapClientTLS
-from twisted.internet.protocol import Protocol
 from twisted.internet.ssl import Certificate, optionsForClientTLS, trustRootFromCertificates
 
-from apigw.adapters.redis_link import RedisAddress
-from apigw.adapters.redis_node import CONNECT_TIMEOUT_S
+from apigw.adapters.redis_link import opening_of, pack
+from apigw.config.model import RedisSection
+from apigw.config.redis_url import Place, RedisURL
 from apigw.net.connect import Connector
+
+CONNECT_TIMEOUT_S: Final = 0.5  # one server; a Redis that takes longer is of no use to a check of 5 ms
+_MAX_NAMES: Final = 256  # whose TLS options are kept; making them reads all that is trusted
+
+Renew = Callable[[str], None]
 
 
 def trust_root_of(ca_file: Path) -> Any:
@@ -22,13 +32,63 @@ def trust_root_of(ca_file: Path) -> Any:
     return trustRootFromCertificates([Certificate.loadPEM(one.public_bytes(Encoding.PEM)) for one in certificates])
 
 
-def connect_to(
-    address: RedisAddress, reactor: Any, connector: Connector, trust_root: Any = None
-) -> Callable[[Protocol], "Deferred[Any]"]:
-    """What RedisCounters wants as `connect`. trust_root: IOpenSSLTrustRoot of rediss://, None for the system's."""
-    if address.tls:
-        options = optionsForClientTLS(address.host, trust_root)
-        plain = HostnameEndpoint(reactor, address.host, address.port, timeout=CONNECT_TIMEOUT_S)
-        endpoint = wrapClientTLS(options, plain)
-        return lambda protocol: connectProtocol(endpoint, protocol)
-    return lambda protocol: connector.open(address.host, address.port, CONNECT_TIMEOUT_S, protocol)
+class Way(Protocol):
+    """Leads a kept connection. renew: to be set by its owner, if it must hear that the way leads elsewhere by now."""
+
+    renew: Renew
+
+    def connect(self, protocol: Any) -> "Deferred[Any]":
+        """Puts a Protocol on a new connection; fires when it is made."""
+        ...
+
+
+def unmoved(reason: str) -> None:
+    """The renew of a connection whose way always leads to the same place."""
+
+
+class StraightWay:
+    """To one server."""
+
+    def __init__(self, connect: Callable[[Any], "Deferred[Any]"]) -> None:
+        self.renew: Renew = unmoved
+        self.connect = connect
+
+
+class RedisAccess:
+    """To any server of one deployment, as its section says. Made once a worker. Raises OSError for the CA's file.
+
+    url: what the section's URL says. opening, sentinel_opening: the commands that begin a connection.
+    """
+
+    def __init__(self, section: RedisSection, reactor: Any, connector: Connector) -> None:
+        self.url = RedisURL.of(section.url)
+        self.opening = opening_of(self.url)
+        self.sentinel_opening: tuple[bytes, ...] = ()
+        if section.sentinel_password is not None:
+            user = [section.sentinel_user] if section.sentinel_user is not None else []
+            self.sentinel_opening = (pack("AUTH", *user, section.sentinel_password),)
+        self._reactor = reactor
+        self._connector = connector
+        self._trust_root = None if section.ca_file is None else trust_root_of(section.ca_file)
+        self._tls_options: dict[str, Any] = {}
+
+    def to(self, place: Place) -> Callable[[Any], "Deferred[Any]"]:
+        """What puts a Protocol on a new connection to this place."""
+        return partial(self.open, place)
+
+    def open(self, place: Place, protocol: Any) -> "Deferred[Any]":
+        """Fires with the protocol when it is connected, over TLS where the URL says so."""
+        host, port = place
+        if not self.url.tls:
+            return self._connector.open(host, port, CONNECT_TIMEOUT_S, protocol)
+        plain = HostnameEndpoint(self._reactor, host, port, timeout=CONNECT_TIMEOUT_S)
+        connected: Deferred[Any] = connectProtocol(wrapClientTLS(self._options(host), plain), protocol)
+        return connected
+
+    def _options(self, host: str) -> Any:
+        options = self._tls_options.get(host)
+        if options is None:
+            if len(self._tls_options) >= _MAX_NAMES:
+                self._tls_options.clear()
+            options = self._tls_options[host] = optionsForClientTLS(host, self._trust_root)
+        return options

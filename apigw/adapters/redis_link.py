@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 import hiredis
-from attrs import field, frozen
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
@@ -29,22 +28,6 @@ def pack(*words: str | bytes | int) -> bytes:
     """One command as the wire wants it."""
     command: bytes = hiredis.pack_command(words)  # type: ignore[arg-type]  # its stub wants a tuple of one
     return command
-
-
-@frozen
-class RedisAddress:
-    """Where Redis is and how to begin there. `tls` is for whoever connects; `opening` are the first commands."""
-
-    host: str
-    port: int
-    tls: bool
-    opening: tuple[bytes, ...] = field(repr=False)  # may hold a password
-
-    @classmethod
-    def of(cls, url: str) -> "RedisAddress":
-        """Of redis:// and rediss:// (config/redis_url.py). Raises ValueError, without the URL."""
-        parsed = RedisURL.of(url)
-        return cls(*parsed.hosts[0], parsed.tls, opening_of(parsed))
 
 
 def opening_of(url: RedisURL) -> tuple[bytes, ...]:

@@ -16,8 +16,9 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
+from apigw.adapters.redis_connect import Way
 from apigw.adapters.redis_conversation import Reply
-from apigw.adapters.redis_line import Connect, RedisLine
+from apigw.adapters.redis_line import RedisLine
 from apigw.adapters.redis_link import pack
 from apigw.adapters.redis_script import cured_by_new_connection
 from apigw.errors import StoreDown
@@ -30,7 +31,7 @@ Hearer = tuple[Callable[[bytes], None], Callable[[], None]]  # on_message, on_li
 class RedisSharedStore(MultiService):
     """A SharedStore (ports.py) over one Redis. It outlives reloads; whoever listens says so before the start.
 
-    connect: puts a Protocol on a new connection to Redis; fires when it is made. The only place where one is made.
+    way: makes what leads a kept connection to Redis (redis_connect.py). The only place where one is made.
     opening: packed commands that begin each connection (AUTH, SELECT). draw: the back-off's jitter.
 
     up, listening, last_error, reconnects: for metrics and /status.
@@ -38,7 +39,7 @@ class RedisSharedStore(MultiService):
 
     def __init__(
         self,
-        connect: Connect,
+        way: Callable[[], Way],
         clock: IReactorTime,
         opening: Sequence[bytes],
         *,
@@ -46,12 +47,14 @@ class RedisSharedStore(MultiService):
     ) -> None:
         super().__init__()
         self.listening = False
-        self._connect = connect
+        self._way = way
         self._clock = clock
         self._opening = tuple(opening)
         self._draw = draw
         self._hearers: dict[bytes, list[Hearer]] = {}
-        self._commands = RedisLine(connect, clock, opening, title="shared store", draw=draw)
+        to_commands = way()
+        self._commands = RedisLine(to_commands.connect, clock, opening, title="shared store", draw=draw)
+        to_commands.renew = self._commands.renew
         self._commands.setServiceParent(self)
         self._messages: RedisLine | None = None
 
@@ -103,8 +106,9 @@ class RedisSharedStore(MultiService):
     def startService(self) -> None:
         if self._hearers and self._messages is None:
             subscribing = [pack("SUBSCRIBE", channel) for channel in self._hearers]
+            to_messages = self._way()
             self._messages = RedisLine(
-                self._connect,
+                to_messages.connect,
                 self._clock,
                 (*self._opening, *subscribing),
                 title="subscription",
@@ -113,6 +117,7 @@ class RedisSharedStore(MultiService):
                 on_message=self._heard,
                 draw=self._draw,
             )
+            to_messages.renew = self._messages.renew
             self._messages.setServiceParent(self)
         super().startService()
 

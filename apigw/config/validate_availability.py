@@ -5,7 +5,7 @@ from typing import Callable, Iterator
 from attrs import frozen
 
 from apigw.config.parse import Draft
-from apigw.config.redis_url import SINGLE, RedisURL
+from apigw.config.redis_url import CLUSTER, RedisURL
 
 Use = tuple[object, str]  # a record and the key that asks for the feature
 
@@ -41,9 +41,9 @@ def _websocket(draft: Draft) -> Iterator[Use]:
     return ((route, "websocket") for route in draft.config.routes if route.websocket)
 
 
-def _redis_kind(draft: Draft) -> Iterator[Use]:
+def _redis_cluster(draft: Draft) -> Iterator[Use]:
     redis = draft.config.redis
-    if redis is not None and draft.sound(redis, "url") and RedisURL.of(redis.url).kind != SINGLE:
+    if redis is not None and draft.sound(redis, "url") and RedisURL.of(redis.url).kind == CLUSTER:
         yield redis, "url"
 
 
@@ -53,7 +53,7 @@ ROWS = (
     Unavailable("service discovery", _discovery, "list the instances"),
     Unavailable("the access log sink kafka", _kafka, "use file or stdout"),
     Unavailable("websocket routes", _websocket),
-    Unavailable("a Redis with sentinels or in a cluster", _redis_kind),
+    Unavailable("a Redis Cluster", _redis_cluster),
 )
 
 

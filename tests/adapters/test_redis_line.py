@@ -13,7 +13,8 @@ from twisted.internet.protocol import Protocol
 from twisted.internet.task import Clock
 
 from apigw.adapters.redis_line import FIRST_BACKOFF_S, LAST_BACKOFF_S, RedisLine
-from apigw.adapters.redis_link import RedisAddress, pack
+from apigw.adapters.redis_link import opening_of, pack
+from apigw.config.redis_url import RedisURL
 from apigw.errors import StoreDown
 from tests.servers import DelayProxy, RedisServer, free_port, redis_server, turns, until
 
@@ -131,12 +132,12 @@ async def test_a_redis_that_answers_late_but_answers_is_up(redis: RedisServer, l
 async def test_with_the_wrong_password_it_is_not_up_and_says_why(lines: Lines) -> None:
     """With the right one it is; a Redis that wants none of it is an error, too."""
     with redis_server("--requirepass", "secret") as server:
-        line = lines.make(server.port, *RedisAddress.of(f"redis://:wrong@127.0.0.1:{server.port}").opening)
+        line = lines.make(server.port, *opening_of(RedisURL.of(f"redis://:wrong@127.0.0.1:{server.port}")))
         await until(lambda: "WRONGPASS" in (line.last_error or ""), loop)
         silent = lines.make(server.port)
         await until(lambda: "NOAUTH" in (silent.last_error or ""), loop)
         assert lines.said == [] and not line.up
-        right = await lines.up(server.port, *RedisAddress.of(f"redis://:secret@127.0.0.1:{server.port}").opening)
+        right = await lines.up(server.port, *opening_of(RedisURL.of(f"redis://:secret@127.0.0.1:{server.port}")))
         assert await get(right) is None
 
 

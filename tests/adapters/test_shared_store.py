@@ -10,8 +10,10 @@ from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import TCP4ClientEndpoint, connectProtocol
 from twisted.internet.protocol import Protocol
 
-from apigw.adapters.redis_link import RedisAddress
+from apigw.adapters.redis_connect import StraightWay
+from apigw.adapters.redis_link import opening_of
 from apigw.adapters.shared_store import RedisSharedStore
+from apigw.config.redis_url import RedisURL
 from apigw.errors import StoreDown
 from apigw.ports import SharedStore
 from tests.servers import RedisServer, free_port, redis_server, turns, until
@@ -33,7 +35,9 @@ class Gateway:
         def connect(protocol: Protocol) -> "Deferred[Any]":
             return connectProtocol(TCP4ClientEndpoint(loop, "127.0.0.1", port, timeout=1), protocol)
 
-        self.store = RedisSharedStore(connect, loop, RedisAddress.of(url or f"redis://127.0.0.1:{port}").opening)
+        self.store = RedisSharedStore(
+            lambda: StraightWay(connect), loop, opening_of(RedisURL.of(url or f"redis://127.0.0.1:{port}"))
+        )
         self.heard: list[tuple[str, bytes]] = []
         self.begins = 0
         for channel in channels:
