@@ -16,7 +16,7 @@ from twisted.web.server import NOT_DONE_YET
 from zope.interface import implementer
 
 from apigw.constants import MIN_PROGRESS_BYTES
-from apigw.core.headers import CORS_REPLY, reply_lines, request_lines
+from apigw.core.headers import CORS_REPLY, reply_lines
 from apigw.core.http1 import Head
 from apigw.exchange import Exchange
 from apigw.net.connect import EXHAUSTED, TIMED_OUT
@@ -24,6 +24,7 @@ from apigw.net.deadlines import Deadlines
 from apigw.upstream.connection import RESET, UpstreamConnection
 from apigw.upstream.failures import bad_gateway, unavailable, upstream_timeout
 from apigw.upstream.member import Member
+from apigw.upstream.outgoing import request_bytes
 from apigw.upstream.pool import NO_INSTANCE, POOL_FULL, Pool
 
 _REPLAYABLE = frozenset(("GET", "HEAD", "OPTIONS"))
@@ -137,7 +138,7 @@ class Proxying:
         body = self._request.body
         held = body.take() if body.received else b""
         self._streaming = not body.complete
-        data = self._head(connection.member.label, held)
+        data = request_bytes(ex, connection.member.label, held, self._streaming)
         if not self._streaming:
             self._sent = data if ex.request.method in _REPLAYABLE else b""
             connection.begin(self, ex.request.method == "HEAD", data, True)
@@ -166,47 +167,6 @@ class Proxying:
         if self._first_try:
             return f"attempt 2 of 2: {detail}; attempt 1: {self._first_try}"
         return f"attempt 1 of 1: {detail}" if self._exchange.instance is not None else detail
-
-    def _head(self, host: str, held: bytes) -> bytes:
-        """The request as the backend gets it, with the body bytes at hand (contract section 5)."""
-        ex = self._exchange
-        client, route, target, identity = ex.request, ex.route, ex.target, ex.identity
-        assert route is not None and target is not None and identity is not None
-        path = target.wire[route.strip :] or "/"
-        if target.query:
-            path = f"{path}?{target.query}"
-        lines = client.forwarded.get(route.forward_cookies)
-        if lines is None:
-            connection = client.fields.get(b"connection")
-            lines = b"".join(request_lines(client.headers, connection, route.forward_cookies))
-            client.forwarded[route.forward_cookies] = lines
-        peer = client.peer_ip.encode("ascii")
-        proto, host_seen = b"https" if client.secure else b"http", client.authority
-        trusted = ex.snapshot.trusted_proxies
-        if trusted is not None and trusted.trusts(client.peer_ip):
-            fields = client.fields
-            chain = fields.get(b"x-forwarded-for")
-            if chain:
-                peer = chain + b", " + peer
-            if fields.get(b"x-forwarded-proto") in (b"http", b"https"):
-                proto = fields[b"x-forwarded-proto"]
-            host_seen = fields.get(b"x-forwarded-host", host_seen)
-        framing = b""
-        if self._streaming:
-            if client.chunked:
-                framing = b"Transfer-Encoding: chunked\r\n"
-                held = b"%x\r\n%b\r\n" % (len(held), held) if held else b""
-            else:
-                framing = b"Content-Length: %d\r\n" % (client.content_length or 0)
-        elif held or client.content_length is not None or client.chunked:
-            framing = b"Content-Length: %d\r\n" % len(held)
-        return (
-            f"{client.method} {path} HTTP/1.1\r\nHost: {host}\r\n".encode("ascii")
-            + lines
-            + (ex.principal.headers if ex.principal is not None else b"")
-            + b"X-Request-ID: %b\r\nX-Forwarded-For: %b\r\nX-Forwarded-Proto: %b\r\nX-Forwarded-Host: %b\r\n%b%b\r\n%b"
-            % (identity.request_id.encode("ascii"), peer, proto, host_seen, identity.trace_headers, framing, held)
-        )
 
     # -- the request's body, streamed
 
@@ -358,12 +318,22 @@ class Proxying:
         return not self._connection.transport.buffered_bytes()
 
     def _client_gone(self) -> None:
+        if self._exchange.error_message is None:
+            self._exchange.error_message = f"the client left {self._moment()}"
         connection, self._connection = self._connection, None
         if connection is None:
             self._pool.abandon(self)
         else:
             connection.detach()
         self._end()
+
+    def _moment(self) -> str:
+        """For the log: how far the request was."""
+        if self._request.started:
+            return "in the middle of its answer"
+        if self._bucket is None or (self._streaming and not self._request.body.complete):
+            return "in the middle of its body"
+        return "before a connection was free or made" if self._member is None else "before its answer"
 
     def _end(self) -> None:
         ex = self._exchange

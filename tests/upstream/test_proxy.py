@@ -545,7 +545,9 @@ async def test_a_client_that_leaves_during_its_body_never_looks_whole_to_the_bac
     await deferToThread(talk)
     await until(lambda: ends or whole, reactor)
     assert (whole, ends) == ([], ["ConnectionResetError"])
-    assert [ex.status for ex in gateway.records] == [499]
+    assert [(ex.status, ex.error_message) for ex in gateway.records] == [
+        (499, "the client left in the middle of its body")
+    ]
     gateway.books_balance()
 
 
@@ -580,6 +582,7 @@ async def test_clients_that_leave_the_queue_leave_no_trace(stage: Any) -> None:
         client.leave("rst")
     await until(lambda: gateway.pool.waiting == 0, reactor)
     assert [ex.status for ex in gateway.records] == [499] * 9
+    assert {ex.error_message for ex in gateway.records} == {"the client left before a connection was free or made"}
     clients[0].leave()
 
 
@@ -626,6 +629,7 @@ async def test_a_chunked_body_above_the_limit_is_cut_at_the_backend_and_refused_
 
     answer = await deferToThread(talk)
     assert answer.status == 413
+    assert "left" not in (gateway.records[0].error_message or "")
     await until(lambda: ends, reactor)
     assert ends == ["rst"]
     gateway.books_balance()
