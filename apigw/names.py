@@ -93,9 +93,11 @@ UPSTREAM_REASONS: Final = {
 # --- Reasons: why a request was not let in; `reason` of auth_failures_total and begins error_message. The client
 # never learns which: its answer is the same for all of them that share a status.
 
+IN_GRACE_PERIOD: Final = "missing_in_grace_period"  # in the log: error_type, or what error_message begins with
+
 AUTH_REASONS: Final = {
     "missing_credentials": "no Authorization header, or no X-API-Key where a key is wanted",
-    "missing_in_grace_period": "no credential, let through by the route's auth_grace_period",
+    IN_GRACE_PERIOD: "no credential, let through by the route's auth_grace_period",
     "bad_authorization": "the Authorization header is not the word Bearer, a space and one token",
     "too_long": "the token is longer than 8192 bytes",
     "malformed": "not three base64url segments of JSON objects and a signature",
@@ -153,6 +155,7 @@ METRICS: Final[dict[str, Metric]] = {
     "upstream_failures_total": Metric("counter", ("backend", "reason"), "Exchanges that failed behind the gateway."),
     "rate_limit_decisions_total": Metric("counter", ("tier", "decision"), "What the rate limits said, fail modes too."),
     "auth_failures_total": Metric("counter", ("reason",), "Credentials refused, or missing in a grace period."),
+    "auth_grace_total": Metric("counter", ("route",), "Requests without credentials let through by auth_grace_period."),
     "api_key_hits_total": Metric("counter", ("layer",), "Good API keys by what knew them: memory, redis, database."),
     "api_key_checks": Metric("gauge", ("state",), "bcrypt checks; state is running or queued."),
     "api_key_waiting": Metric("gauge", (), "Requests whose API key is looked into, or whose refusal waits its time."),

@@ -13,6 +13,7 @@ import orjson
 from apigw.constants import MAX_LOG_ENTRY_BYTES, MAX_LOG_FIELD_CHARS
 from apigw.core.redaction import redacted_query, redacted_target
 from apigw.exchange import Exchange
+from apigw.names import IN_GRACE_PERIOD
 from apigw.ports import LogSink
 
 # Raw in valid JSON, but ends a line or steers a terminal for some readers: DEL, C1 controls, U+2028, U+2029,
@@ -48,7 +49,10 @@ class AccessLog:
             sink.write(line)
 
     def _left_out(self, ex: Exchange) -> bool:
-        """True for a success that sampling drops. The rate is measured over the last second, errors included."""
+        """True for a success that sampling drops. The rate is measured over the last second, errors included.
+
+        Who passes without credentials in a grace period is never left out: the report of them must be whole.
+        """
         now_s = ex.ended_s
         elapsed_s = now_s - self._window_start_s
         if elapsed_s >= 1.0:
@@ -57,7 +61,7 @@ class AccessLog:
             self._window_count = 0
         self._window_count += 1
         policy = ex.snapshot.config.access_log
-        if policy.success_sample_rate >= 1.0 or not 0 < ex.status < 400:
+        if policy.success_sample_rate >= 1.0 or not 0 < ex.status < 400 or ex.auth_failure is not None:
             return False
         if self._last_rps <= policy.sample_above_rps and self._window_count <= policy.sample_above_rps:
             return False
@@ -83,6 +87,9 @@ class AccessLog:
         path, query = _target(ex)
         agent = request.fields.get(b"user-agent")
         user_id = principal.user_id if principal is not None else None
+        message = ex.error_message
+        if ex.auth_failure == IN_GRACE_PERIOD and ex.error_type is not None:  # let in, and then something else
+            message = f"{IN_GRACE_PERIOD}: {message}" if message else IN_GRACE_PERIOD
         second, millisecond = divmod(int(ex.wall_s * 1000.0 + 0.01), 1000)  # .042 may be stored as .0419999
         if second != self._second:
             self._second_text = time.strftime("%Y-%m-%dT%H:%M:%S.", time.gmtime(second))
@@ -109,7 +116,7 @@ class AccessLog:
             "request_bytes": ex.request_bytes,
             "response_bytes": ex.response_bytes,
             "error_type": ex.error_type or ex.auth_failure,
-            "error_message": ex.error_message[:MAX_LOG_FIELD_CHARS] if ex.error_message else None,
+            "error_message": message[:MAX_LOG_FIELD_CHARS] if message else None,
             "gateway_instance": ex.snapshot.config.gateway.instance_name,
             "gateway_version": self._version,
             "trace_id": identity.trace_id if identity is not None else None,

@@ -15,6 +15,7 @@ from apigw.core.exposition import Histogram, Row, header, histogram_samples, sam
 from apigw.exchange import Exchange
 from apigw.names import (
     DURATION_BUCKETS_S,
+    IN_GRACE_PERIOD,
     METHODS,
     METRIC_PREFIX,
     METRICS,
@@ -63,6 +64,7 @@ class Metrics:
                 self._counters[name] = {}
         self._failures = self._counters["upstream_failures_total"]
         self._auth = self._counters["auth_failures_total"]
+        self._grace = self._counters["auth_grace_total"]
         self._decisions = self._counters["rate_limit_decisions_total"]
         self._shed = self._counters["shed_total"]
         self._redis = Histogram(OVERHEAD_BUCKETS_S)
@@ -98,6 +100,8 @@ class Metrics:
             self.upstream_failed(route.backend, ex.error_type)
         if ex.auth_failure is not None:
             _add(self._auth, (ex.auth_failure,))
+            if ex.auth_failure == IN_GRACE_PERIOD:
+                _add(self._grace, (label,))
 
     def _observe_upstream(self, backend: str, upstream_s: float) -> None:
         histogram = self._upstream.get(backend)

@@ -17,7 +17,7 @@ from apigw.core.api_keys import APIKey
 from apigw.core.tokens import InvalidToken, Keyring, TokenPolicy, UnknownKey, verify
 from apigw.errors import GatewayError, Unauthorized
 from apigw.exchange import ANONYMOUS, Exchange, Principal
-from apigw.names import AUTH_REASONS
+from apigw.names import AUTH_REASONS, IN_GRACE_PERIOD
 
 if TYPE_CHECKING:
     from twisted.internet.defer import Deferred
@@ -105,7 +105,7 @@ class Authentication:
         if credentials is None:
             if not grace_period:
                 raise MissingCredentials
-            ex.auth_failure = "missing_in_grace_period"
+            ex.auth_failure = IN_GRACE_PERIOD
             return ANONYMOUS
         token = _bearer(credentials)
         keys, policy = self._keys, self._policy
@@ -158,7 +158,7 @@ def _by_api_key(ex: Exchange, source: "APIKeySource | None", grace_period: bool)
     if presented is None:
         if not grace_period:
             raise MissingCredentials
-        ex.auth_failure = "missing_in_grace_period"
+        ex.auth_failure = IN_GRACE_PERIOD
         return ANONYMOUS
     if source is None:
         raise AuthenticationUnavailable("not_configured")

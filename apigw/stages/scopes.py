@@ -3,7 +3,7 @@
 from apigw.config.snapshot import CompiledRoute
 from apigw.errors import GatewayError
 from apigw.exchange import Exchange
-from apigw.names import AUTH_REASONS
+from apigw.names import AUTH_REASONS, IN_GRACE_PERIOD
 
 
 class InsufficientScope(GatewayError):
@@ -39,7 +39,7 @@ class RequiredScopes:
         required = route.required_scopes
         if not required or required <= principal.scopes:
             return
-        if ex.auth_failure == "missing_in_grace_period":  # no credentials pass, scopes or not (contract section 7)
+        if ex.auth_failure == IN_GRACE_PERIOD:  # no credentials pass, scopes or not (contract section 7)
             return
         ex.auth_failure = "insufficient_scope"
         raise InsufficientScope(required)

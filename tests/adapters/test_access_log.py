@@ -127,6 +127,29 @@ def test_a_grace_period_pass_is_visible_in_the_log() -> None:
     assert parsed(auth_failure="missing_in_grace_period")["error_type"] == "missing_in_grace_period"
 
 
+@pytest.mark.parametrize(
+    "error_type, message, shown",
+    [
+        ("connection_refused", "nobody there", "missing_in_grace_period: nobody there"),
+        ("client_gone", None, "missing_in_grace_period"),
+    ],
+)
+def test_a_grace_period_pass_that_failed_otherwise_is_visible_too(
+    error_type: str, message: str | None, shown: str
+) -> None:
+    entry = parsed(auth_failure="missing_in_grace_period", error_type=error_type, error_message=message)
+    assert (entry["error_type"], entry["error_message"]) == (error_type, shown)
+
+
+def test_sampling_leaves_out_nobody_who_passes_in_a_grace_period() -> None:
+    snapshot = small_snapshot(access_log=AccessLogSection(success_sample_rate=0.0, sample_above_rps=0))
+    sink = ListSink()
+    log = make_log(sink, draw=0.99)
+    log.record(ended_exchange(snapshot=snapshot))
+    log.record(ended_exchange(snapshot=snapshot, auth_failure="missing_in_grace_period"))
+    assert (len(sink.lines), log.sampled_out) == (1, 1)
+
+
 def test_control_characters_and_bad_utf8_cannot_leave_their_field() -> None:
     fields = {b"user-agent": b'x\r\n{"status":200}\x1b[2J\x7f\xff\xc2\x9b\xe2\x80\xa8\xe2\x80\xae'}
     request = ClientRequest("GET", b"/", [], fields)

@@ -89,6 +89,10 @@ def test_counters_of_other_parts() -> None:
     metrics.shed("P3")
     metrics.redis_answered(0.0007, 12)
     assert value(metrics, "auth_failures_total", reason="expired") == 1
+    assert value(metrics, "auth_grace_total", route="route-users") is None
+    metrics.record(ended_exchange(auth_failure="missing_in_grace_period"))
+    assert value(metrics, "auth_grace_total", route="route-users") == 1
+    assert value(metrics, "auth_failures_total", reason="missing_in_grace_period") == 1
     assert value(metrics, "rate_limit_decisions_total", tier="standard", decision="rejected") == 2
     assert value(metrics, "shed_total", priority="P3") == 1
     assert value(metrics, "redis_duration_seconds_bucket", le="0.0005") == 0
