@@ -14,9 +14,11 @@ import click
 
 import apigw
 from apigw.cli.keys import keys
+from apigw.cli.logs import logs
 from apigw.cli.refusals import NAME, Refused, usage_sentence, warn
 from apigw.cli.settings import Settings
 from apigw.cli.tokens import tokens
+from apigw.cli.usage import usage
 from apigw.errors import ConfigurationError, StoreDown
 
 DONE, FAILED, WRONG_USAGE = 0, 1, 2
@@ -40,7 +42,7 @@ def verbs(context: click.Context, main_file: Path) -> None:
     context.obj = Settings(main_file)
 
 
-for verb in (keys, tokens):
+for verb in (keys, tokens, usage, logs):
     verbs.add_command(verb)
 
 
