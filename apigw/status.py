@@ -1,5 +1,6 @@
 """What /status says and what gauges are read at a scrape: the worker's parts, asked in one place."""
 
+import os
 from typing import TYPE_CHECKING, Any, Callable
 
 import apigw
@@ -20,6 +21,7 @@ def status(worker: "Worker") -> dict[str, object]:
     return {
         "instance": worker.config.gateway.instance_name,
         "version": apigw.__version__,
+        "pid": os.getpid(),
         "ready": readiness.ok,
         "checks": dict(readiness.checks),
         "config": {

@@ -13,10 +13,16 @@ from pathlib import Path
 import click
 
 import apigw
+from apigw.cli.backends import backends
+from apigw.cli.check import check
+from apigw.cli.drain import drain
 from apigw.cli.keys import keys
 from apigw.cli.logs import logs
 from apigw.cli.refusals import NAME, Refused, usage_sentence, warn
+from apigw.cli.reload import reload
+from apigw.cli.routes import routes
 from apigw.cli.settings import Settings
+from apigw.cli.status import status
 from apigw.cli.tokens import tokens
 from apigw.cli.usage import usage
 from apigw.errors import ConfigurationError, StoreDown
@@ -42,16 +48,16 @@ def verbs(context: click.Context, main_file: Path) -> None:
     context.obj = Settings(main_file)
 
 
-for verb in (keys, tokens, usage, logs):
+for verb in (status, routes, backends, check, reload, drain, logs, usage, keys, tokens):
     verbs.add_command(verb)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The exit status. `arguments` without the program's name; None: those of the process."""
     try:
-        status = verbs.main(arguments, prog_name=NAME, standalone_mode=False)
+        outcome = verbs.main(arguments, prog_name=NAME, standalone_mode=False)
         sys.stdout.flush()
-        return status if isinstance(status, int) else DONE
+        return outcome if isinstance(outcome, int) else DONE
     except click.exceptions.NoArgsIsHelpError as error:
         print(error.format_message(), file=sys.stderr)
         return WRONG_USAGE

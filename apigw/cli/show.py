@@ -60,6 +60,16 @@ def console() -> Console:
     return Console(highlight=False, width=_PIPE_COLUMNS, no_color=True)
 
 
+def since(seconds: float | None) -> str | None:
+    """How long ago: `42 s`, `5 min`, `3 h`, `12 d`."""
+    if seconds is None:
+        return None
+    for unit, size_s in (("d", 86_400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size_s:
+            return f"{int(seconds // size_s)} {unit}"
+    return f"{int(seconds)} s"
+
+
 def moment(epoch_s: float | None) -> str | None:
     """An epoch second as `2027-06-01T08:00:00Z`."""
     if epoch_s is None:

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from apigw.cli.show import document, facts, moment, plain, table
+from apigw.cli.show import document, facts, moment, plain, since, table
 
 
 def test_what_steers_a_terminal_is_escaped() -> None:
@@ -40,3 +40,11 @@ def test_json_is_ascii_so_that_it_steers_no_terminal(capsys: pytest.CaptureFixtu
 def test_moments_are_utc_to_the_second() -> None:
     assert moment(1_800_000_000.9) == "2027-01-15T08:00:00Z"
     assert moment(None) is None
+
+
+@pytest.mark.parametrize(
+    "seconds, text",
+    [(None, None), (0.4, "0 s"), (119, "119 s"), (120, "2 min"), (7199, "119 min"), (7200, "2 h"), (172_800, "2 d")],
+)
+def test_how_long_ago(seconds: float | None, text: str | None) -> None:
+    assert since(seconds) == text

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -10,7 +11,8 @@ from typing import Any
 from attrs import frozen
 
 from tests.e2e.conftest import Launch
-from tests.e2e.gateway import CHECKOUT, Gateway
+from tests.e2e.gateway import CHECKOUT, Gateway, backend, protected, quiet_port, route
+from tests.e2e.identity import bearer
 from tests.e2e.test_api_keys import ask, with_keys
 
 
@@ -68,3 +70,65 @@ def test_a_key_ends_with_the_overlap_that_was_asked_for(launch: Launch) -> None:
     assert ask(gateway, successor["key"]).status == 200
     gateway.until(lambda: ask(gateway, made["key"]).status == 401, 10.0)
     assert ask(gateway, successor["key"]).status == 200
+
+
+def test_who_still_calls_without_credentials_is_told_by_route_and_caller(launch: Launch) -> None:
+    """From a log that the daemon wrote; one that failed afterwards counts too, one that was refused does not."""
+
+    def change(gateway: Gateway) -> None:
+        gateway.settings["backends"] += [backend("dead", quiet_port(), unhealthy_after=1000)]
+        gateway.settings["routes"] += [
+            protected("grace", "/grace/*", auth_grace_period=True, required_scopes=["read"]),
+            protected("broken", "/broken/*", backend_service="dead", auth_grace_period=True),
+            protected("unused", "/unused/*", auth_grace_period=True),
+        ]
+
+    gateway = launch(change)
+    old, new = ("User-Agent", "old-app/1.0"), ("User-Agent", "new-app/2.0")
+    assert [gateway.ask("GET", "/grace/x", old).status for _ in range(3)] == [200] * 3
+    assert gateway.ask("GET", "/grace/x", new, bearer()).status == 200
+    assert gateway.ask("GET", "/grace/x", old, ("Authorization", "Bearer wrong")).status == 401
+    last = gateway.ask("GET", "/broken/x", old)
+    assert last.status == 502
+    gateway.entry(last.get("X-Request-ID"))
+    gateway.access_log.rename(gateway.work / "access.log.1")
+    gateway.signal(signal.SIGUSR1)
+    gateway.until(gateway.access_log.exists)
+    gateway.entry(gateway.ask("GET", "/grace/x", new).get("X-Request-ID"))
+
+    said = ctl(gateway, "usage", "--unauthenticated", "--json").json()["routes"]
+    found = {one["route_id"]: one for one in said}
+    assert found.keys() == {"grace", "broken", "unused"}
+    assert (found["grace"]["unauthenticated"], found["grace"]["requests"], found["grace"]["others"]) == (4, 6, 0)
+    callers = [(one["user_agent"], one["client_ip"], one["requests"]) for one in found["grace"]["callers"]]
+    assert callers == [("old-app/1.0", "127.0.0.1", 3), ("new-app/2.0", "127.0.0.1", 1)]
+    assert (found["broken"]["unauthenticated"], found["broken"]["requests"]) == (1, 1)
+    assert found["unused"]["share"] == 0.0
+    for name, count in (("grace", 4), ("broken", 1), ("unused", 0)):
+        assert gateway.metric("auth_grace_total", route=name) == count
+    assert "old-app/1.0" in ctl(gateway, "usage", "--unauthenticated").out
+    by_route = {
+        one["route"]: one["requests"] for one in ctl(gateway, "usage", "--by", "route", "--json").json()["usage"]
+    }
+    assert by_route == {"grace": 6, "broken": 1}
+    assert json.loads(ctl(gateway, "logs", "--status", "5xx", "--json").out)["route_id"] == "broken"
+
+
+def test_a_change_is_checked_reloaded_and_the_gateway_drained_by_hand(launch: Launch) -> None:
+    gateway = launch()
+    gateway.settings["routes"].append(route("late", "/late/*"))
+    gateway.write()
+    ctl(gateway, "check")
+    ctl(gateway, "reload")
+    assert "/late/*" in ctl(gateway, "routes").out
+    gateway.settings["routes"].append(route("late", "/late/*"))
+    gateway.write()
+    assert "route_id 'late' stands twice" in ctl(gateway, "check", status=1).err
+    assert "stays in force" in ctl(gateway, "reload", status=1).err
+    assert ctl(gateway, "status", "--json").json()["ready"] is True
+    assert "origin" in ctl(gateway, "backends").out
+    gateway.settings["routes"].pop()
+    gateway.write()
+    assert "has ended" in ctl(gateway, "drain").out
+    assert gateway.wait(1) == 0
+    assert "no gateway answers" in ctl(gateway, "status", status=1).err

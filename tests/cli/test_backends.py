@@ -1,0 +1,34 @@
+"""`apigwctl backends` of a real gateway."""
+
+from apigw.cli.backends import _backend_row, _instance_row
+from tests.cli.tool import run
+from tests.e2e.gateway import Gateway
+
+
+def test_each_instance_is_up_or_out(gateway: Gateway) -> None:
+    gateway.until(lambda: not gateway.status()["backends"]["dead"]["instances"][0]["up"])
+    ran = run("--config", str(gateway.main_file), "backends")
+    assert ran.status == 0
+    rows = {tuple(line.split()[:1]) + tuple(line.split()[2:3]) for line in ran.out.splitlines() if ":" in line}
+    assert rows == {("origin", "up"), ("dead", "OUT")}
+    assert "team-dead" in ran.out and "0 of 1 up" in ran.out
+
+
+def test_json_is_what_the_gateway_says_of_it(gateway: Gateway) -> None:
+    said = run("--config", str(gateway.main_file), "backends", "origin", "--json").json()
+    assert list(said) == ["origin"] and said["origin"]["instances"][0]["up"] is True
+
+
+def test_an_unknown_backend_is_told_with_the_nearest_name(gateway: Gateway) -> None:
+    ran = run("--config", str(gateway.main_file), "backends", "orign")
+    assert (ran.status, ran.out) == (1, "")
+    assert "the gateway has no backend 'orign'; did you mean 'origin'?" in ran.err
+
+
+def test_why_and_since_when() -> None:
+    instance = {"instance": "a:1", "up": False, "since_seconds": 300, "why": "status 500", "failures": 3, "weight": 2}
+    assert _instance_row("b", {**instance, "weight_now": 0, "in_flight": 1}) == (
+        "b", "a:1", "OUT", "5 min", "status 500", 3, 0, 1, None
+    )  # fmt: skip
+    assert _backend_row("b", {"circuit": {"state": "open"}})[-1] == "open"
+    assert _backend_row("b", {"circuit": "open"})[-1] == "open"
