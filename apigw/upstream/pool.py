@@ -174,12 +174,15 @@ class Pool:
 
     def _make_room(self) -> bool:
         """Close the idle connection that rested longest, else one whose answer nobody has waited for for a while."""
+        return self._close_an_idle_one() or self._yield_detached()
+
+    def _close_an_idle_one(self) -> bool:
         oldest = None
         for member in self.members:
             if member.idle and (oldest is None or member.idle[0].idle_since_s < oldest.idle_since_s):
                 oldest = member.idle[0]
         if oldest is None:
-            return self._yield_detached()
+            return False
         oldest.kill()
         return True
 
@@ -311,6 +314,8 @@ class Pool:
                     or now_s > connection.ends_s
                 ):
                     connection.kill()
+        while self.open > self.backend.max_connections and self._close_an_idle_one():
+            pass  # a reload made the pool smaller
         if self._ramping:
             self.rebalance()
         self._serve_queue()

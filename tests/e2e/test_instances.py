@@ -91,6 +91,41 @@ def test_an_instance_that_hangs_costs_a_few_requests_and_no_one_else_queues(laun
         three[1].stop()
 
 
+def test_a_backend_that_hangs_whole_keeps_its_clients_no_longer_than_their_timeout_and_recovers(
+    launch: Launch, origin: Origin
+) -> None:
+    """Also those that wait for a place; nobody else notices; after its healing it serves within about a second."""
+    healed = threading.Event()
+
+    async def hang(seen: Seen, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_body(seen, reader)
+        if healed.is_set():
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+        else:
+            await reader.read()  # for ever: what hung never answers
+
+    with origins(2) as two:
+        for one in two:
+            one.on("/many/x", hang)
+        gateway = launch(several(*(one.port for one in two), max_connections=4))
+        with (
+            Load(gateway.http, clients=6, target="/many/x") as load,
+            Load(gateway.http, clients=2, target="/pub/x", pause_s=0.005) as other,
+        ):
+            load.wait_for(18)
+        assert load.failed(504) == [] and other.failed() == []
+        late = [one.took_s for one in load.outcomes]
+        assert min(late) >= TIMEOUT_S - 0.01 and median(late) <= TIMEOUT_S + 0.05, late
+        found = {entry["error_type"] for entry in gateway.entries() if entry["backend_service"] == "many"}
+        assert found == {"upstream_timeout", "pool_full"}
+        healed.set()
+        took_s = gateway.until(lambda: gateway.ask("GET", "/many/x").status == 200, 5)
+        assert took_s < 2.0
+        for one in two:
+            one.stop()
+        gateway.until(gateway.quiet, 3)
+
+
 def test_an_instance_behind_a_wall_is_out_after_a_few_connects_and_the_log_says_so(launch: Launch) -> None:
     """SYNs are dropped: the requests that tried it have their 504 in time, and it gets no more."""
     with origins(2) as two, blackhole() as port:

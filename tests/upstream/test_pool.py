@@ -351,6 +351,20 @@ def test_a_larger_pool_serves_its_queue() -> None:
     assert [asker.connection is not None for asker in queued] == [True, True, False]
 
 
+def test_a_smaller_pool_gives_up_what_is_idle_and_then_what_becomes_idle() -> None:
+    bench = Bench(max_connections=4)
+    transports = [bench.connected()[1] for _ in range(4)]
+    for transport in transports[:2]:
+        transport.arrive(answer_to(transport))
+    bench.pool.update(evolve(bench.backend, max_connections=1))
+    bench.pool.sweep()
+    assert (bench.pool.open, bench.pool.busy) == (2, 2)
+    for transport in transports[2:]:
+        transport.arrive(answer_to(transport))
+    bench.pool.sweep()
+    assert (bench.pool.open, bench.pool.idle) == (1, 1)
+
+
 # -- several instances
 
 
