@@ -14,6 +14,7 @@ from tests.e2e.conftest import Launch
 from tests.e2e.gateway import CHECKOUT, Gateway, backend, protected, quiet_port, route
 from tests.e2e.identity import bearer
 from tests.e2e.test_api_keys import ask, with_keys
+from tests.servers import redis_server
 
 
 @frozen
@@ -58,6 +59,34 @@ def test_a_key_made_is_let_in_rotated_lives_on_and_revoked_is_refused_within_fiv
     assert ask(gateway, successor["key"]).status == 200
     shown = gateway.access_log.read_text() + gateway.output.read_text()
     assert all(key["key"].rsplit("_", 1)[1] not in shown for key in (made, successor))
+
+
+def test_with_redis_a_revoked_key_is_refused_at_once_on_every_gateway(launch: Launch) -> None:
+    """Without the second that a refusal takes, within a fraction of one; with Redis gone, within five seconds."""
+    with redis_server() as redis:
+
+        def change(gateway: Gateway) -> None:
+            with_keys(database)(gateway)
+            gateway.settings["redis"] = {"url": redis.url, "timeout_ms": 200}
+
+        database = f"sqlite:///{launch(start=False).work}/keys.db"
+        gateways = [launch(change) for _ in range(2)]
+        for gateway in gateways:
+            gateway.until(lambda: gateway.metric("shared_store_listening") == 1)
+        first, second = [
+            ctl(gateways[0], "keys", "create", "--partner", "acme", "--json").json() for _ in ("first", "second")
+        ]
+        for gateway in gateways:
+            assert [ask(gateway, key["key"]).status for key in (first, second)] == [200, 200]
+        assert ctl(gateways[0], "keys", "revoke", first["key_id"]).err == ""
+        began_s = time.monotonic()
+        assert [ask(gateway, first["key"]).status for gateway in gateways] == [401, 401]
+        assert time.monotonic() - began_s < 5.0, "a refusal takes a second"
+        redis.kill()
+        said = ctl(gateways[0], "keys", "revoke", second["key_id"]).err
+        assert "Redis does not answer" in said and "within 5 seconds" in said
+        for gateway in gateways:
+            gateway.until(lambda: ask(gateway, second["key"]).status == 401, 6.0)
 
 
 def test_a_key_ends_with_the_overlap_that_was_asked_for(launch: Launch) -> None:
