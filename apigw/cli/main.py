@@ -16,6 +16,7 @@ import apigw
 from apigw.cli.backends import backends
 from apigw.cli.check import check
 from apigw.cli.drain import drain
+from apigw.cli.explain import explain
 from apigw.cli.keys import keys
 from apigw.cli.logs import logs
 from apigw.cli.refusals import NAME, Refused, usage_sentence, warn
@@ -48,7 +49,7 @@ def verbs(context: click.Context, main_file: Path) -> None:
     context.obj = Settings(main_file)
 
 
-for verb in (status, routes, backends, check, reload, drain, logs, usage, keys, tokens):
+for verb in (status, routes, backends, explain, check, reload, drain, logs, usage, keys, tokens):
     verbs.add_command(verb)
 
 
