@@ -15,7 +15,9 @@ from tests.e2e.gateway import Gateway
 @pytest.fixture
 def other() -> "subprocess.Popen[bytes]":  # type: ignore[misc]
     """A process that is no gateway."""
-    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    command = [sys.executable, "-c", "print(flush=True); input()"]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdout is not None and process.stdout.readline()
     yield process
     process.communicate(b"\n", timeout=10)
     assert process.returncode == 0, "it was left alone"
@@ -50,8 +52,9 @@ def test_a_status_without_a_process_is_refused(status: dict[str, object]) -> Non
 
 
 def test_an_end_is_seen_and_nobody_is_signalled_after_it() -> None:
-    script = "import sys; input()"
-    ending = subprocess.Popen([sys.executable, "-c", script, "apigw"], stdin=subprocess.PIPE)
+    command = [sys.executable, "-c", "print(flush=True); input()", "apigw"]
+    ending = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert ending.stdout is not None and ending.stdout.readline(), "it runs; before that it has no command line yet"
     with daemon({"pid": ending.pid}) as process:
         ending.communicate(b"\n", timeout=10)
         assert process.ended_within(5)
