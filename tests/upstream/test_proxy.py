@@ -165,6 +165,46 @@ async def test_every_framing_of_a_whole_answer_passes(
     gateway.books_balance()
 
 
+@pytest_twisted.ensureDeferred
+async def test_instances_that_come_and_go_all_the_time_cost_no_request(stage: Any) -> None:
+    """The list changes a hundred times a second, as discovery might, under 8 clients that GET and POST."""
+    origins = [Origin.answering(echo) for _ in range(4)]
+    gateway = Gateway(*(origin.port for origin in origins), max_connections=6)
+    everyone = gateway.pool.backend.instances
+    changes = 0
+
+    def change() -> None:
+        nonlocal changes, timer
+        kept = tuple(one for n, one in enumerate(everyone) if n not in (changes % 4, changes // 4 % 4))
+        gateway.pool.update(evolve(gateway.pool.backend, instances=kept))
+        changes += 1
+        timer = reactor.callLater(0.01, change)
+
+    def talk(number: int) -> list[int]:
+        client = gateway.client()
+        statuses = []
+        for n in range(150):
+            target = f"/{number}/{n}"
+            client.say(post(target, body=b"x") if n % 2 else get(target))
+            answer = client.answer()
+            statuses.append(answer.status)
+            assert answer.body == target.encode() + (b" x" if n % 2 else b" ")
+        client.leave()
+        return statuses
+
+    timer: Any = None
+    change()
+    talks = [deferToThread(talk, number) for number in range(8)]
+    statuses = [status for one in talks for status in await one]
+    timer.cancel()
+    assert set(statuses) == {200} and len(statuses) == 1200
+    assert changes > 20 and all(len(origin.requests) > 50 for origin in origins)
+    gateway.books_balance()
+    gateway.stop()
+    for origin in origins:
+        origin.close()
+
+
 # -- answers that are none, or not whole
 
 
@@ -444,6 +484,25 @@ async def test_an_answer_that_drips_is_cut(stage: Any, first: bytes) -> None:
     assert record.error_type == "upstream_timeout" and "less than 512 bytes a 400 ms" in record.error_message
     assert gateway.pool.open == 0
     gateway.books_balance()
+
+
+@pytest.mark.parametrize("drop", [b"X: a\r\n", b"HTTP/1.1 103 Early Hints\r\n\r\n"])
+@pytest_twisted.ensureDeferred
+async def test_a_head_that_drips_is_no_answer(stage: Any, drop: bytes) -> None:
+    """Nor are interim answers: the timeout counts until the final head is whole."""
+
+    def script(caller: Caller) -> None:
+        caller.head()
+        caller.say(OK if drop.startswith(b"X") else b"")
+        while True:
+            caller.say(drop)
+            threading.Event().wait(0.05)
+
+    gateway, _ = stage(script, timeout_s=0.3)
+    began_s = reactor.seconds()
+    answer = await gateway.ask(get("/a", CLOSE))
+    assert answer.status == 504 and 0.3 <= reactor.seconds() - began_s < 0.7
+    gateway.pool.close()
 
 
 @pytest_twisted.ensureDeferred
