@@ -526,7 +526,7 @@ class PoolMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.bench = Bench(instances=(ONE, TWO), max_connections=3)
+        self.bench = Bench(instances=(ONE, TWO), max_connections=3, slow_start_s=100.0)
         self.pool = self.bench.pool
         self.askers: list[Asker] = []
         self.limit = 3
@@ -604,12 +604,17 @@ class PoolMachine(RuleBasedStateMachine):
         self.bench.clock.advance(seconds)
         self.pool.sweep()
 
-    @rule(n=st.integers(0, 1), up=st.booleans())
+    @precondition(lambda self: self.pool.members)
+    @rule(n=st.integers(0, 2), up=st.booleans())
     def health(self, n: int, up: bool) -> None:
         self._pick(self.pool.members, n).up = up
         self.pool.rebalance()
 
-    @rule(limit=st.integers(1, 4), instances=st.sampled_from([(ONE,), (TWO,), (ONE, TWO)]), least=st.integers(0, 2))
+    @rule(
+        limit=st.integers(1, 6),
+        instances=st.sampled_from([(), (ONE,), (TWO,), (ONE, TWO), (THREE, ONE), (ONE, evolve(TWO, weight=5), THREE)]),
+        least=st.integers(0, 2),
+    )
     def reload(self, limit: int, instances: tuple[Instance, ...], least: int) -> None:
         self.limit = limit
         self.pool.update(evolve(self.bench.backend, max_connections=limit, instances=instances, min_connections=least))
@@ -633,6 +638,13 @@ class PoolMachine(RuleBasedStateMachine):
         self._before = self.pool.open
 
     @invariant()
+    def nobody_waits_for_a_backend_without_an_instance(self) -> None:
+        """At the latest a turn later; nor while there is room."""
+        if self.pool.waiting and not any(member.up for member in self.pool.members):
+            self.bench.turn()
+            assert self.pool.waiting == 0
+
+    @invariant()
     def every_answer_is_its_own(self) -> None:
         for asker in self.askers:
             if asker.outcome == "answered":
@@ -643,6 +655,7 @@ class PoolMachine(RuleBasedStateMachine):
         for member in self.pool.members:
             member.up = True
         self.pool.rebalance()
+        self.bench.clock.advance(2)  # answers that nobody waits for give way
         self.pool.sweep()
         for _ in range(200):
             self.bench.turn()
