@@ -13,12 +13,11 @@ from apigw.core.balancer import SmoothRoundRobin
 from apigw.net.connect import EXHAUSTED, REFUSED, TIMED_OUT, Connector
 from apigw.net.deadlines import Deadlines
 from apigw.upstream.connection import UpstreamConnection
+from apigw.upstream.detached import Detached
 from apigw.upstream.member import Member, share_out
 
 CONNECT_TIMEOUT_S = 5.0  # a local network answers in milliseconds; the route's timeout may be shorter
 CONNECT_AT_LEAST_S = 1.0  # below it nothing is said of the instance: a lost SYN is sent again after a second
-DETACHED_TIMEOUT_S = 30.0  # an answer nobody waits for; then its connection is closed
-DETACHED_YIELDS_S = 1.0  # after that at once, when a request wants its place in a full pool
 QUEUE_MAX = 1000  # requests waiting for a connection of one backend
 KEEP_ALIVE_S = 30.0  # contract section 8: TCP asks a silent peer whether it is there
 _LIFETIME_SPREAD = 0.2  # of max_lifetime: what was opened together does not end together
@@ -99,7 +98,7 @@ class Pool:
         self._queue: deque[Waiter] = deque()
         self._admitting = False  # the queue's first are about to be served, in a turn of their own
         self._openings: "OrderedDict[Waiter, _Opening]" = OrderedDict()
-        self._detached: dict[UpstreamConnection, float] = {}  # since when, the oldest first
+        self._detached = Detached()
         self._balance: SmoothRoundRobin[Member] = SmoothRoundRobin(())
         self._ramping = False
         self.rebalance()
@@ -119,7 +118,7 @@ class Pool:
         """Give the waiter a connection now or later. It must give up by itself: abandon()."""
         if self._queue:  # who came earlier goes first
             self._enqueue(waiter)
-            self._yield_detached()
+            self._detached.give_way(self._reactor.seconds())
         else:
             self._provide(waiter)
 
@@ -174,7 +173,7 @@ class Pool:
 
     def _make_room(self) -> bool:
         """Close the idle connection that rested longest, else one whose answer nobody has waited for for a while."""
-        return self._close_an_idle_one() or self._yield_detached()
+        return self._close_an_idle_one() or self._detached.give_way(self._reactor.seconds())
 
     def _close_an_idle_one(self) -> bool:
         oldest = None
@@ -185,15 +184,6 @@ class Pool:
             return False
         oldest.kill()
         return True
-
-    def _yield_detached(self) -> bool:
-        """A backend that hangs must not keep a full pool from those who ask now, once it can answer them."""
-        for connection, since_s in self._detached.items():
-            if self._reactor.seconds() - since_s < DETACHED_YIELDS_S:
-                return False
-            connection.kill()
-            return True
-        return False
 
     # -- connections
 
@@ -237,9 +227,23 @@ class Pool:
         if waiter is not None:
             if member.retired and self.members:  # taken off the list meanwhile, and nothing was sent to it
                 self.acquire(waiter)
-            else:
+            elif reason != EXHAUSTED or not self._lend(waiter):
                 waiter.pool_failed(reason, detail, member.label)
         self._serve_queue()
+
+    def _lend(self, waiter: Waiter) -> bool:
+        """Where no connection can be made an idle one must do, whoever's turn it is."""
+        for member in self.members:
+            while member.up and member.idle:
+                connection = member.idle[-1]
+                if connection.stale():
+                    connection.kill()
+                    continue
+                member.idle.pop()
+                self.busy += 1
+                waiter.pool_ready(connection)
+                return True
+        return False
 
     def release(self, connection: UpstreamConnection) -> None:
         """A busy connection has its answer behind it."""
@@ -300,11 +304,9 @@ class Pool:
     def sweep(self) -> None:
         """Close what is idle or old; keep `min_connections` open to sound instances; weigh those that are new anew."""
         now_s = self._reactor.seconds()
-        for connection, since_s in list(self._detached.items()):
-            if now_s - since_s > DETACHED_TIMEOUT_S:
-                connection.kill()
+        self._detached.expire(now_s)
         for _ in range(len(self._queue)):
-            if not self._yield_detached():
+            if not self._detached.give_way(now_s):
                 break
         for member in self.members:
             for connection in list(member.idle):

@@ -15,8 +15,9 @@ from apigw.net.connect import EXHAUSTED, REFUSED, TIMED_OUT
 from apigw.net.deadlines import Deadlines
 from apigw.testing import MemoryConnector, MemoryTransport
 from apigw.upstream.connection import UpstreamConnection
+from apigw.upstream.detached import DETACHED_TIMEOUT_S
 from apigw.upstream.member import SPARE
-from apigw.upstream.pool import DETACHED_TIMEOUT_S, NO_INSTANCE, POOL_FULL, QUEUE_MAX, Pool
+from apigw.upstream.pool import NO_INSTANCE, POOL_FULL, QUEUE_MAX, Pool
 
 ONE, TWO, THREE = (Instance(f"10.0.0.{n}", 80) for n in (1, 2, 3))
 
@@ -476,6 +477,21 @@ def test_a_lack_of_descriptors_is_no_failure_of_the_instance() -> None:
     assert (asker.outcome, failed) == (EXHAUSTED, [])
 
 
+def test_without_descriptors_an_idle_connection_to_any_instance_serves() -> None:
+    bench = Bench(instances=(ONE, TWO), max_connections=4)
+    stale, good = (bench.connected()[1] for _ in range(2))
+    bench.pool.update(evolve(bench.backend, instances=(ONE, TWO, THREE), slow_start_s=0.0))
+    for transport in (stale, good):
+        transport.arrive(answer_to(transport))
+    stale.ended_unseen = True
+    asker = bench.ask()
+    while not bench.connector.attempts:
+        asker = bench.ask()
+    bench.connector.attempts[0].fail(EXHAUSTED)
+    assert asker.connection is not None and asker.connection.transport is good
+    assert (bench.pool.open, bench.pool.busy) == (1, 1)
+
+
 def test_answers_that_nobody_waits_for_give_way_in_a_full_pool() -> None:
     """A backend that hung and is back: its old requests must not hold the pool for half a minute."""
     bench = Bench(max_connections=2)
@@ -544,13 +560,13 @@ class PoolMachine(RuleBasedStateMachine):
         self.askers.append(self.bench.ask())
 
     @precondition(lambda self: self.bench.connector.attempts)
-    @rule(n=st.integers(0, 9), works=st.booleans())
-    def connect(self, n: int, works: bool) -> None:
+    @rule(n=st.integers(0, 9), works=st.booleans(), why=st.sampled_from([REFUSED, EXHAUSTED]))
+    def connect(self, n: int, works: bool, why: str) -> None:
         attempt = self._pick(self.bench.connector.attempts, n)
         if works:
             attempt.succeed()
         else:
-            attempt.fail(REFUSED)
+            attempt.fail(why)
 
     @precondition(lambda self: self._alive(True))
     @rule(n=st.integers(0, 9), how=st.sampled_from(["well", "close", "extra", "garbage", "half", "split"]))
