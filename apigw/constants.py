@@ -8,6 +8,7 @@ MAX_TOKEN_BYTES: Final = 8192  # a JWT longer than the header limit cannot arriv
 MAX_SCOPES: Final = 256  # of one token; beyond it X-User-Scopes would be larger than backends take
 MAX_SCOPES_BYTES: Final = 4096  # of X-User-Scopes: half of what nginx and Tomcat accept as a whole header
 MAX_USER_ID_CHARS: Final = 256  # of X-User-ID; it is also part of a Redis key and of log entries
+MAX_REVOCATIONS: Final = 200_000  # entries a worker holds: 0.3 KB each, so 60 MB; more is no list but an expired issuer
 MAX_JWKS_BYTES: Final = 262_144  # a key document; 100 RSA-4096 keys with certificates fit
 MAX_JWKS_KEYS: Final = 100  # importing a key costs 0.1 ms: all of them must not hold the loop for 50 ms
 JWKS_TIMEOUT_S: Final = 5.0  # one fetch of the key document, body included; requests may wait for it

@@ -7,6 +7,7 @@ from attrs import Factory, frozen
 from apigw.config.snapshot import CompiledRoute, Snapshot
 from apigw.core.global_share import GlobalShares
 from apigw.core.refusals import Refusals
+from apigw.core.revocations import NOTHING_REVOKED, Revocations
 from apigw.core.shedding import Shedding
 from apigw.core.trace import Randomness
 from apigw.core.window import Demand
@@ -48,6 +49,7 @@ class Parts:
     on_shadow: Callable[[Demand, Exchange], None] = lambda demand, ex: None
     on_replay: Callable[[str, str], None] = lambda backend, reason: None
     shares: GlobalShares = Factory(GlobalShares)
+    revocations: Revocations = NOTHING_REVOKED
 
 
 @frozen
@@ -80,7 +82,9 @@ def stages(
         Admission(parts.in_flight, config.gateway.max_in_flight, parts.shedding, parts.on_shed),  # 6   503 overloaded
         StandingRefusal(refusals, parts.wall, parts.on_decision),  #   429 again, for a moment
         FailedAuthentication(  #                  wrong credentials: 401, and after some of them 429
-            Authentication(keys, token_policy(config.jwt), parts.wall, api_keys),  # 7   401, 403, 503
+            Authentication(  # 7                  401, 403, 503
+                keys, token_policy(config.jwt), parts.wall, api_keys, parts.revocations
+            ),
             addresses.take,
             _nobody_knows if api_keys is None else api_keys.knows,
             parts.wall,

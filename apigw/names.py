@@ -177,6 +177,8 @@ METRICS: Final[dict[str, Metric]] = {
     "redis_duration_seconds": Metric("histogram", (), "Round trip of one batch of rate limit checks."),
     "shared_store_up": Metric("gauge", (), "1 when Redis answers what is no rate limit check, else 0."),
     "shared_store_listening": Metric("gauge", (), "1 while messages of other gateways are heard, else 0."),
+    "revocations": Metric("gauge", ("kind",), "Entries of the revocation list in force; kind is token or user."),
+    "revocations_age_seconds": Metric("gauge", (), "Since when the revocation list was not compared with Redis."),
     "config_info": Metric("gauge", ("version",), "1 for the configuration version that serves."),
     "config_last_reload_successful": Metric("gauge", (), "1 when the last reload was applied, 0 when it was refused."),
     "tls_certificate_expiry_timestamp_seconds": Metric("gauge", ("host",), "Epoch second at which it expires."),

@@ -81,7 +81,7 @@ class SharedStore(Protocol):
 
     def listen(self, channel: str, on_message: Callable[[bytes], None], on_listening: Callable[[], None]) -> None:
         """Before start: hear `channel`. `on_listening` is called each time the subscription begins (again): what was
-        said before may have been missed, so load anew. Exceptions of both are logged."""
+        said before may have been missed, so load anew; commands are answered by then. Exceptions of both are logged."""
         ...
 
 

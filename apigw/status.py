@@ -38,6 +38,7 @@ def status(worker: "Worker") -> dict[str, object]:
         "event_loop_lag_ms": round(worker.lag.lag_s() * 1000, 3),
         "load": _load(worker.shedding),
         "shared_store": None if worker.store is None else _shared_store(worker.store),
+        "revocations": _revocations(worker),
         "api_keys": None if worker.api_keys is None else _api_keys(worker.api_keys),
         "backends": {name: _backend(pool, worker.site.clock.seconds()) for name, pool in worker.backends.pools.items()},
     }
@@ -50,6 +51,22 @@ def _shared_store(store: "RedisSharedStore") -> dict[str, object]:
         "listening": store.listening,
         "reconnects": store.reconnects,
         "last_error": store.last_error,
+    }
+
+
+def _revocations(worker: "Worker") -> dict[str, object] | None:
+    """Which list of revoked tokens is in force. `complete`: Redis has told all of it since the start."""
+    source, file = worker.revocations, worker.kept_revocations
+    if source is None:
+        return None
+    return {
+        "entries": source.known.counts(),
+        "complete": source.complete,
+        "age_seconds": round(source.age_s(), 1),
+        "loads": source.loads,
+        "not_in_force": {"too_many": source.known.left_out, "unreadable": source.unreadable},
+        "messages_misheard": source.misheard,
+        "file_error": None if file is None else file.error,
     }
 
 
@@ -131,10 +148,21 @@ def watch(worker: "Worker") -> None:
     metrics.watch("redis_up", lambda: None if worker.redis is None else float(worker.redis.up))
     metrics.watch("shared_store_up", lambda: None if worker.store is None else float(worker.store.up))
     metrics.watch("shared_store_listening", lambda: None if worker.store is None else float(worker.store.listening))
+    _watch_revocations(worker)
     metrics.watch(
         "jwks_last_success_timestamp_seconds", lambda: None if worker.keys is None else worker.keys.last_success_epoch_s
     )
     metrics.watch("jwks_refresh_failures_total", lambda: None if worker.keys is None else worker.keys.refresh_failures)
+
+
+def _watch_revocations(worker: "Worker") -> None:
+    source = worker.revocations
+    if source is not None:
+        counts = source.known.counts
+        worker.metrics.watch("revocations_age_seconds", source.age_s)
+        worker.metrics.watch_labelled(
+            "revocations", ("kind",), lambda: [((kind,), float(count)) for kind, count in counts().items()]
+        )
 
 
 def _watch_api_keys(worker: "Worker") -> None:

@@ -1,6 +1,6 @@
 """One process that serves: its parts, the configuration in force, reload and drain.
 
-start    bind -> counters, keys, health, log -> accept            a failed bind ends the process
+start    bind -> counters, keys, health, log -> revocations -> accept      a failed bind ends the process
 reload   read, validate, compile (thread) -> bind new sockets -> swap -> close old ones
 drain    stop accepting -> answer what is in flight -> close pools, Redis -> flush the log -> exit 0
 """
@@ -30,12 +30,15 @@ from apigw.adapters.log_sinks import open_sinks
 from apigw.adapters.memory_counters import MemoryCounters, Pruning
 from apigw.adapters.metrics import Metrics, watch_access_log
 from apigw.adapters.redis_deployment import RedisDeployment
+from apigw.adapters.revocation_file import RevocationFile
+from apigw.adapters.revocation_list import RevocationList
 from apigw.adapters.shadow_log import ShadowLog
 from apigw.config import files
 from apigw.config.model import Config
 from apigw.config.redact import redacted
 from apigw.config.restart import refuse_restart_only
 from apigw.config.snapshot import Snapshot
+from apigw.core.revocations import NOTHING_REVOKED
 from apigw.core.shedding import Shedding
 from apigw.core.trace import Randomness
 from apigw.edge.admin import AdminService, Readiness, judge_readiness, make_admin_site
@@ -59,6 +62,7 @@ from apigw.upstream.backends import Backends
 log = Logger()
 
 _OLD_SOURCE_S = 10.0  # after a reload: what API keys of requests that began before it may still need
+_FIRST_LOAD_S = 2.0  # a gateway that starts while Redis is down waits so long for what was revoked
 _LOG_FLUSH_S = 5.0  # the access log's last chance at the end of the process
 
 
@@ -78,6 +82,7 @@ class Worker(MultiService):
         self._load = load
         self._wall = wall
         self._stopping = False
+        self._opening: Deferred[None] | None = None
         self.config = config
         self.deadlines = Deadlines(reactor)
         self.metrics = Metrics(apigw.__version__)
@@ -90,6 +95,8 @@ class Worker(MultiService):
         self.redis = deployment.counters() if deployment and counts else None  # None: rate limits count in this process
         self.store = deployment.shared_store() if deployment else None  # who listens to it says so before it starts
         self.announcements = None if self.store is None else Announcements(self.store)  # of changed API keys
+        self.revocations = RevocationList.of(reactor, self.store, wall)  # None: no Redis, so no JWT is ever revoked
+        self.kept_revocations = RevocationFile.of(reactor, config.gateway.state_dir, self.revocations)
         self.keys = self._key_source(config)  # None: no route wants a JWT
         self.api_keys = self._api_key_source(config)  # None: no route wants an API key
         self.lag = LoopLag(reactor)
@@ -103,30 +110,35 @@ class Worker(MultiService):
         self.listeners = Listeners(reactor, self.site)
         self.listeners.apply(self.listeners.prepare(config.listeners))
         self.reloader = Reloader(reactor, self._prepare, self._apply)
-        pages = make_admin_site(
-            reactor,
-            ready=self.readiness,
-            metrics=self.metrics.exposition,
-            status=partial(status, self),
-            config=lambda: redacted(self.config),
-        )
         children = (
             self.lag,
             LoadWatch(reactor, self.shedding, time.thread_time, MemoryUsage().percent, trim_memory),
             Trimming(reactor, lambda: len(self.site.channels), trim_memory),
             Pruning(reactor, self.local_counters, wall),
             deployment,  # and with it self.redis and self.store
+            self.kept_revocations,
+            self.revocations,
             self.keys,
             self.api_keys,
             self.backends,
             FileWatch(reactor, config.config.poll_s, self._fingerprint, self.reloader.reload),
-            AdminService(reactor, config.admin.address, config.admin.port, pages),
+            self._admin(config),
         )
         for child in children:
             if child is not None:
                 child.setServiceParent(self)
         watch_access_log(self.metrics, self.access_log.sinks, lambda: self.access_log.sampled_out)
         watch(self)
+
+    def _admin(self, config: Config) -> AdminService:
+        pages = make_admin_site(
+            self._reactor,
+            ready=self.readiness,
+            metrics=self.metrics.exposition,
+            status=partial(status, self),
+            config=lambda: redacted(self.config),
+        )
+        return AdminService(self._reactor, config.admin.address, config.admin.port, pages)
 
     def _stage_parts(self) -> gateway.Parts:
         return gateway.Parts(
@@ -141,6 +153,7 @@ class Worker(MultiService):
             on_replay=self.metrics.upstream_failed,
             shedding=self.shedding,
             on_shed=self.metrics.shed,
+            revocations=NOTHING_REVOKED if self.revocations is None else self.revocations.known,
         )
 
     def _redis_deployment(self, config: Config) -> RedisDeployment | None:
@@ -191,6 +204,15 @@ class Worker(MultiService):
         except CannotListenError as error:  # the admin's port; the public ones are bound already
             log.critical("apigw cannot start: {error}", error=error)
             raise SystemExit(1) from None
+        if self.revocations is None or self.keys is None:
+            self._open(None)
+        else:
+            self._opening = self.revocations.first_load(_FIRST_LOAD_S).addCallback(self._open)
+
+    def _open(self, _: None) -> None:
+        """What was revoked is known, or it takes too long: accept connections."""
+        if self._stopping:
+            return
         self.listeners.start()
         settle_memory()
         log.info(
@@ -307,6 +329,9 @@ class Worker(MultiService):
             pass  # a second signal was quicker
 
     async def _stop(self) -> None:
+        self._stopping = True
+        if self._opening is not None:
+            self._opening.cancel()
         await super().stopService()
         self.listeners.stop()
         self.site.abort_all()

@@ -20,6 +20,7 @@ from apigw.config.model import (
     Route,
     TLSSection,
 )
+from apigw.core.revocations import RevokedToken
 from apigw.edge.admin import _json
 from apigw.errors import ConfigurationError
 from apigw.names import METRIC_PREFIX, METRICS
@@ -137,6 +138,27 @@ async def test_a_status_says_whether_gateways_hear_each_other(furnished: Worker)
     assert said.pop("last_error") == store.last_error
     assert said == {"up": False, "listening": False, "reconnects": 0}
     assert series(furnished)["shared_store_up"] == series(furnished)["shared_store_listening"] == {(): 0}
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_status_says_which_revocations_are_in_force(furnished: Worker) -> None:
+    """Here Redis never said anything: the list is not complete, and grows old."""
+    revocations = furnished.revocations
+    assert revocations is not None
+    revocations.known.add([RevokedToken("a", NOW_S + 600.0)])
+    await until(lambda: revocations.age_s() > 0.05, REACTOR)
+    said: Any = status(furnished)["revocations"]
+    assert said.pop("age_seconds") >= 0.1
+    assert said == {
+        "entries": {"token": 1, "user": 0},
+        "complete": False,
+        "loads": 0,
+        "not_in_force": {"too_many": 0, "unreadable": 0},
+        "messages_misheard": 0,
+        "file_error": None,
+    }
+    assert series(furnished)["revocations"] == {("token",): 1, ("user",): 0}
+    assert series(furnished)["revocations_age_seconds"][()] > 0.05
 
 
 # -- gauges

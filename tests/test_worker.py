@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import pytest_twisted
 from attrs import evolve
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.threads import deferToThread
 
 from apigw.adapters.memory_counters import MemoryCounters
@@ -262,9 +262,39 @@ async def test_a_worker_with_redis_shares_what_is_known_of_api_keys(house: House
         await until(lambda: worker.api_keys is not None and worker.api_keys.changes.in_step, REACTOR)
 
 
+@pytest_twisted.ensureDeferred
+async def test_a_worker_knows_what_is_revoked_before_it_accepts(house: House, keys: KeyServer, tmp_path: Path) -> None:
+    """It accepts after a second if Redis does not say; what it knows outlives reloads."""
+    with redis_server() as server:
+        server.command("ZADD", "revoked:users", NOW_S + 600, f"{NOW_S}:alice")
+        section = RedisSection(server.url)
+        gateway = evolve(house.config().gateway, state_dir=tmp_path)
+        worker = house.start(gateway=gateway, redis=section, jwt=jwt(keys.url), routes=(protected(),))
+        revocations = worker.revocations
+        assert revocations is not None and not revocations.complete
+        await until(lambda: worker.keys is not None and worker.keys.current(), REACTOR)
+        assert await ask(house.port, "/who", bearer()) == 401
+        assert revocations.complete
+        assert await house.reload(
+            worker, house.config("v2", gateway=gateway, redis=section, jwt=jwt(keys.url), routes=(protected(),))
+        )
+        assert worker.revocations is revocations
+        assert await ask(house.port, "/who", bearer()) == 401
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_worker_that_is_stopped_before_it_accepts_never_does(house: House, keys: KeyServer) -> None:
+    with redis_server() as server:
+        server.freeze()
+        worker = house.start(redis=RedisSection(server.url), jwt=jwt(keys.url), routes=(protected(),))
+        await maybeDeferred(worker.stopService)
+        await turns(REACTOR, 1.2)
+        assert not listening(house.port)
+
+
 def test_a_worker_without_redis_shares_nothing(house: House) -> None:
     worker = house.start()
-    assert worker.store is None and worker.announcements is None
+    assert worker.store is None and worker.announcements is None and worker.revocations is None
 
 
 # -- drain

@@ -53,7 +53,9 @@ class RedisSharedStore(MultiService):
         self._draw = draw
         self._hearers: dict[bytes, list[Hearer]] = {}
         to_commands = way()
-        self._commands = RedisLine(to_commands.connect, clock, opening, title="shared store", draw=draw)
+        self._commands = RedisLine(
+            to_commands.connect, clock, opening, title="shared store", on_up=self._begin, draw=draw
+        )
         to_commands.renew = self._commands.renew
         self._commands.setServiceParent(self)
         self._messages: RedisLine | None = None
@@ -112,7 +114,7 @@ class RedisSharedStore(MultiService):
                 self._clock,
                 (*self._opening, *subscribing),
                 title="subscription",
-                on_up=self._begun,
+                on_up=self._begin,
                 on_down=self._broken,
                 on_message=self._heard,
                 draw=self._draw,
@@ -121,7 +123,11 @@ class RedisSharedStore(MultiService):
             self._messages.setServiceParent(self)
         super().startService()
 
-    def _begun(self) -> None:
+    def _begin(self) -> None:
+        """One of the connections is made. Who is told to load anew can do so only when both are."""
+        messages = self._messages
+        if self.listening or messages is None or not messages.up or not self._commands.up:
+            return
         self.listening = True
         for hearers in self._hearers.values():
             for _, on_listening in hearers:

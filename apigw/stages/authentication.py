@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from apigw.constants import RETRY_AFTER_DEPENDENCY_S
 from apigw.core.api_keys import APIKey
+from apigw.core.revocations import NOTHING_REVOKED, Revocations
 from apigw.core.tokens import InvalidToken, Keyring, TokenPolicy, UnknownKey, verify
 from apigw.errors import GatewayError, Unauthorized
 from apigw.exchange import ANONYMOUS, Exchange, Principal
@@ -66,7 +67,7 @@ def token_policy(section: "JWTSection | None") -> TokenPolicy | None:
 
 class Authentication:
     """Makes the principal. `wall` gives epoch seconds; keys and policy are None without a section auth.jwt,
-    api_keys without a section auth.api_keys."""
+    api_keys without a section auth.api_keys. revocations: asked for each token."""
 
     name = "authentication"
     needs: frozenset[str] = frozenset({"route", "identity"})
@@ -78,8 +79,10 @@ class Authentication:
         policy: TokenPolicy | None,
         wall: "WallClock",
         api_keys: "APIKeySource | None" = None,
+        revocations: Revocations = NOTHING_REVOKED,
     ) -> None:
         self._keys = keys
+        self._revocations = revocations
         self._api_keys = api_keys
         self._policy = policy
         self._wall = wall
@@ -115,7 +118,7 @@ class Authentication:
         if keyring is None:
             raise AuthenticationUnavailable("keys_unavailable")
         try:
-            return verify(token, keyring, policy, self._wall())
+            return verify(token, keyring, policy, self._wall(), self._revocations)
         except UnknownKey:
             refreshed = keys.refreshed()
             if refreshed is None:
@@ -126,7 +129,7 @@ class Authentication:
         try:
             if keyring is None:
                 raise AuthenticationUnavailable("keys_unavailable")
-            return verify(token, keyring, policy, self._wall())
+            return verify(token, keyring, policy, self._wall(), self._revocations)
         except GatewayError as refusal:
             ex.auth_failure = refusal.reason
             raise

@@ -1,6 +1,7 @@
 """What gateways share, through a real Redis: commands, messages, and what is known while it is away."""
 
 from collections.abc import Iterator
+from itertools import count
 from typing import Any
 
 import pytest
@@ -31,8 +32,19 @@ def redis() -> Iterator[RedisServer]:
 class Gateway:
     """A store, and what it hears."""
 
-    def __init__(self, port: int, url: str | None = None, channels: tuple[str, ...] = (CHANNEL,)) -> None:
+    def __init__(
+        self,
+        port: int,
+        url: str | None = None,
+        channels: tuple[str, ...] = (CHANNEL,),
+        held: "dict[int, Deferred[None]] | None" = None,
+    ) -> None:
+        connects = count()
+
         def connect(protocol: Protocol) -> "Deferred[Any]":
+            hold = (held or {}).pop(next(connects), None)
+            if hold is not None:
+                return hold.addCallback(lambda _: connect(protocol))
             return connectProtocol(TCP4ClientEndpoint(loop, "127.0.0.1", port, timeout=1), protocol)
 
         self.store = RedisSharedStore(
@@ -155,6 +167,27 @@ async def test_redis_down_at_the_start_is_found_later(redis: RedisServer, gatewa
     redis.start()
     await until(lambda: gateway.store.up and gateway.begins, loop)
     assert gateway.store.last_error is None
+
+
+@pytest.mark.parametrize("last", [0, 1])
+@pytest_twisted.ensureDeferred
+async def test_whichever_connection_is_made_last_who_is_told_to_load_anew_can_do_so(
+    redis: RedisServer, gateways: Gateways, last: int
+) -> None:
+    """Commands are the first one, messages the second."""
+    hold: Deferred[None] = Deferred()
+    gateway = gateways.make(redis.port, held={last: hold})
+    loaded: list[Any] = []
+    gateway.store.listen(
+        CHANNEL, lambda _: None, lambda: gateway.store.command("a", "GET", "a").addBoth(loaded.append) and None
+    )
+    gateway.store.startService()
+    await until(lambda: redis.command("CLIENT", "LIST").count(b"\n") == 2, loop)
+    await turns(loop, 0.05)
+    assert not gateway.store.listening and gateway.begins == 0
+    hold.callback(None)
+    await until(lambda: loaded, loop)
+    assert gateway.store.listening and gateway.begins == 1 and loaded == [None]
 
 
 @pytest_twisted.ensureDeferred

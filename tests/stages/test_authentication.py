@@ -8,6 +8,7 @@ from twisted.internet.defer import Deferred
 
 from apigw.config.model import JWTSection
 from apigw.core.api_keys import APIKey, InvalidAPIKey, made
+from apigw.core.revocations import Revocations, RevokedToken, RevokedUser
 from apigw.core.tokens import InvalidToken, Keyring, UnknownKey
 from apigw.errors import GatewayError
 from apigw.exchange import ANONYMOUS, ClientRequest, Exchange, Principal
@@ -321,3 +322,33 @@ def test_an_api_key_without_a_place_to_look_it_up_is_503() -> None:
     with pytest.raises(AuthenticationUnavailable):
         by_key(None, ex)
     assert ex.auth_failure == "not_configured"
+
+
+# -- revocations
+
+
+def test_a_token_that_was_good_a_moment_ago_is_refused_from_its_revocation_on() -> None:
+    """The list is asked for each request, though the keyring remembers that the token was verified."""
+    revocations, ring = Revocations(), Keyring.from_jwks(FORGE.jwks(), ("RS256",))
+    asked = Authentication(Keys(ring), POLICY, lambda: NOW_S, revocations=revocations)
+    token = FORGE.token({"claims": {"jti": "t-1"}})
+    for _ in range(3):
+        assert isinstance(asked.enter(exchange(b"Bearer " + token)), Principal)
+    assert token in ring.verified
+    revocations.add([RevokedToken("t-1", NOW_S + 600.0)])
+    ex = exchange(b"Bearer " + token)
+    with pytest.raises(InvalidToken):
+        asked.enter(ex)
+    assert ex.auth_failure == "revoked"
+
+
+def test_a_revoked_token_of_a_key_that_is_fetched_first_is_refused_too() -> None:
+    """The wait for fresh keys is no way around the list."""
+    revocations, fresh = Revocations(), Deferred[Any]()
+    asked = Authentication(Keys(RING, fresh), POLICY, lambda: NOW_S, revocations=revocations)
+    revocations.add([RevokedUser("alice", NOW_S + 0.0, NOW_S + 600.0)])
+    ex = exchange(b"Bearer " + BY_K2)
+    seen: list[Any] = []
+    asked.enter(ex).addBoth(seen.append)  # type: ignore[union-attr]
+    fresh.callback(BOTH)
+    assert seen[0].check(InvalidToken) and ex.auth_failure == "revoked"
