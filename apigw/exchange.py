@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from apigw.config.snapshot import CompiledRoute, Snapshot
+    from apigw.core.window import Demand
 
 Header = tuple[bytes, bytes, bytes]  # (name as sent, name in lower case, value without surrounding blanks)
 
@@ -126,9 +127,10 @@ class Principal:
 
     headers: the identity header lines for the backend, b"X-User-ID: ...\r\n...", values already checked.
     tier: an API key's own tier, which overrides the route's.
+    counted_by, demand: core/tier_counters.py's memory of which counter its last request was counted on.
     """
 
-    __slots__ = ("user_id", "partner_id", "scopes", "tier", "headers", "key_hash")
+    __slots__ = ("user_id", "partner_id", "scopes", "tier", "headers", "key_hash", "counted_by", "demand")
 
     def __init__(
         self,
@@ -146,6 +148,8 @@ class Principal:
         self.tier = tier
         self.headers = headers
         self.key_hash = key_hash
+        self.counted_by: object = None
+        self.demand: "Demand | None" = None
 
 
 ANONYMOUS = Principal()

@@ -33,6 +33,7 @@ return reply
 """
 SHA: Final = sha1(SCRIPT).hexdigest().encode("ascii")
 LOAD: Final = pack(b"SCRIPT", b"LOAD", SCRIPT)
+_SHARE: Final = b"%.17g"  # 17 digits carry a double exactly: Redis decides as core.window would
 PROBE: Final = pack(b"EVALSHA", SHA, 2, b"rate:{probe}", b"rate:{probe}:previous", 1 << 53, b"0", 10)
 # Somebody else's value under our key; a part of a cluster that nobody has: says nothing about other counters.
 _ONE_KEY_WORDS: Final = ("WRONGTYPE", "not an integer", "would overflow", "Hash slot not served")
@@ -40,16 +41,42 @@ _ONE_KEY_WORDS: Final = ("WRONGTYPE", "not an integer", "would overflow", "Hash 
 _NEW_CONNECTION_WORDS: Final = ("NOAUTH", "WRONGPASS", "NOPERM", "READONLY", "MASTERDOWN")
 
 
+_CALLS_KEPT: Final = 4096  # 0.6 KiB each
+_calls: dict[Demand, tuple[int, bytes, bytes]] = {}  # (begin of the window, the call up to the share, the rest of it)
+
+
 def packed(demands: Sequence[Demand], now_s: float) -> bytes:
-    """The script call that counts one request against all of `demands` at `now_s` (epoch seconds)."""
+    """The script call that counts one request against all of `demands` at `now_s` (epoch seconds).
+
+    Within a window the calls of one counter differ in the previous window's share alone.
+    """
+    if len(demands) == 1:
+        demand = demands[0]
+        window_s = demand.window_s
+        start_s = int(now_s // window_s) * window_s
+        call = _calls.get(demand)
+        if call is None or call[0] != start_s:
+            call = _kept(demand, start_s)
+        share = _SHARE % (1.0 - (now_s - start_s) / window_s)
+        return b"%b$%d\r\n%b%b" % (call[1], len(share), share, call[2])
     keys: list[str] = []
     rules: list[bytes | int] = []
     for _, key, limit, window_s in demands:
         start_s = int(now_s // window_s) * window_s
         keys += (f"{key}:{start_s}", f"{key}:{start_s - window_s}")
-        # 17 digits carry a double exactly: Redis decides as core.window would
-        rules += (limit, b"%.17g" % (1.0 - (now_s - start_s) / window_s), 2 * window_s)
+        rules += (limit, _SHARE % (1.0 - (now_s - start_s) / window_s), 2 * window_s)
     return pack(b"EVALSHA", SHA, len(keys), *keys, *rules)
+
+
+def _kept(demand: Demand, start_s: int) -> tuple[int, bytes, bytes]:
+    """The call of a counter in the window that began at `start_s`, in two parts; remembered."""
+    _, key, limit, window_s = demand
+    words = (b"EVALSHA", SHA, 2, f"{key}:{start_s}", f"{key}:{start_s - window_s}", limit, b"", 2 * window_s)
+    before, _, behind = pack(*words).rpartition(b"$0\r\n")
+    if len(_calls) >= _CALLS_KEPT:
+        _calls.clear()
+    call = _calls[demand] = (start_s, before, behind)
+    return call
 
 
 class Question:
@@ -113,8 +140,11 @@ class Check(Question):
         if self.asker is None:
             return
         if reply.__class__ is list and len(reply) == self._length:
-            previous, current = reply[1::2], reply[2::2]
-            self.asker.callback(Counted(reply[0] == 1, list(zip(previous, current, strict=True))))
+            if len(reply) == 3:
+                counts = [(reply[1], reply[2])]
+            else:
+                counts = list(zip(reply[1::2], reply[2::2], strict=True))
+            self.asker.callback(Counted(reply[0] == 1, counts))
         else:
             self.refused(self, reply)
 

@@ -52,14 +52,18 @@ class Counters:
         if per == "global":
             return self._all
         if per == "fingerprint":
-            key = f"{self._fingerprint}{fingerprint(ex.request, ex.client_ip if self._network else None)}}}"
-        elif per == "client_ip" or (principal.user_id is None and principal.key_hash is None):
+            return self._of(f"{self._fingerprint}{fingerprint(ex.request, ex.client_ip if self._network else None)}}}")
+        if per == "client_ip" or (principal.user_id is None and principal.key_hash is None):
             return self.of_address(ex.client_ip)
-        elif principal.user_id is not None and (per == "user_id" or principal.key_hash is None):
+        if principal.counted_by is self and principal.demand is not None:
+            return principal.demand
+        if principal.user_id is not None and (per == "user_id" or principal.key_hash is None):
             key = f"{self._user}{safe_identifier(principal.user_id)}}}"
         else:
             key = f"{self._api_key}{safe_identifier(principal.key_hash or '')}}}"
-        return Demand(self._name, key, self._limit, self._window_s)
+        demand = self._of(key)
+        principal.counted_by, principal.demand = self, demand
+        return demand
 
     def of_address(self, client_ip: str) -> Demand:
         """The counter of this address."""
@@ -68,9 +72,11 @@ class Counters:
             if len(self._addresses) >= _ADDRESSES_KEPT:
                 self._addresses.clear()
             address = safe_identifier(counting_address(client_ip))
-            demand = Demand(self._name, f"{self._ip}{address}}}", self._limit, self._window_s)
-            self._addresses[client_ip] = demand
+            demand = self._addresses[client_ip] = self._of(f"{self._ip}{address}}}")
         return demand
+
+    def _of(self, key: str) -> Demand:
+        return Demand(self._name, key, self._limit, self._window_s)
 
 
 class TierCounters:

@@ -7,8 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from apigw.adapters import redis_script
 from apigw.adapters.memory_counters import MemoryCounters
-from apigw.adapters.redis_script import LOAD, about_one_key, cured_by_new_connection, packed
+from apigw.adapters.redis_link import pack
+from apigw.adapters.redis_script import LOAD, SHA, about_one_key, cured_by_new_connection, packed
 from apigw.core.window import Counted, Demand
 from tests.servers import RedisServer, redis_server
 
@@ -46,6 +48,30 @@ def test_redis_decides_as_memory_does(redis: RedisServer, steps: Any, limit: int
         reply = redis.packed_command(packed(demands, now_s))
         counts = list(zip(reply[1::2], reply[2::2], strict=True))
         assert Counted(reply[0] == 1, counts) == memory.take(demands, now_s)
+
+
+@given(
+    times_s=st.lists(st.floats(0, 1e10), min_size=1, max_size=8),
+    limit=st.integers(0, 1 << 53),
+    window_s=st.integers(1, 86_400),
+    name=st.text("abc$019", max_size=8),
+)
+def test_a_call_that_is_remembered_is_what_it_would_be_made_anew(
+    times_s: list[float], limit: int, window_s: int, name: str
+) -> None:
+    """In whatever order its windows come."""
+    asked = demand(name, limit, window_s)
+    for now_s in times_s:
+        start_s = int(now_s // window_s) * window_s
+        keys = (f"{asked.key}:{start_s}", f"{asked.key}:{start_s - window_s}")
+        share = b"%.17g" % (1.0 - (now_s - start_s) / window_s)
+        assert packed([asked], now_s) == pack(b"EVALSHA", SHA, 2, *keys, limit, share, 2 * window_s)
+
+
+def test_calls_of_counters_without_end_are_not_all_remembered() -> None:
+    for number in range(10_000):
+        packed([demand(str(number), 5, 60)], NOW_S)
+    assert len(redis_script._calls) <= 4096
 
 
 def test_a_counter_lives_for_two_windows(redis: RedisServer) -> None:

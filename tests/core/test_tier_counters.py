@@ -42,6 +42,18 @@ def test_a_fingerprint_knows_the_network_only_where_the_tier_says_so() -> None:
     assert local.demand(ex, Principal()).key == f"rate:{{bots:fingerprint:{here}}}"
 
 
+def test_a_caller_counts_on_the_counter_of_the_tier_that_asks_whatever_was_asked_before() -> None:
+    """What a principal remembers is of one tier, in one configuration."""
+    other = Tier("other", 7, 10, "user_id")
+    alice, ex = Principal(user_id="alice"), ended_exchange()
+    first, second, changed = Counters(STANDARD), Counters(other), Counters(evolve(STANDARD, limit=9))
+    for counters, tier, limit in [(first, "standard", 5), (second, "other", 7), (first, "standard", 5)] * 2:
+        demand = counters.demand(ex, alice)
+        assert (demand.tier, demand.limit, demand.key) == (tier, limit, f"rate:{{{tier}:user:alice}}")
+    assert changed.demand(ex, alice).limit == 9
+    assert first.demand(ex, Principal(user_id="bob")).key == "rate:{standard:user:bob}"
+
+
 def test_only_shadow_is_a_shadow() -> None:
     assert not Counters(STANDARD).shadow
     assert Counters(evolve(STANDARD, mode="shadow")).shadow
