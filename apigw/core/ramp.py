@@ -1,0 +1,142 @@
+"""How much of its traffic a backend gets back after an outage: a share that rises by steps, and never a storm. Pure.
+
+    share    steps[0] at first, steps[-1] = 1.0 after `over_s`, the others evenly between. Which requests pass is no
+             matter of chance: each adds the share to an account, and the one that makes it whole passes
+    rate     of what passes by its share, at most normal * HEADROOM * share * growth a second, where `normal` is what
+             the backend served before the outage; None: nothing is known of it, and the share alone decides
+    growth   1, until the last step is reached; from then on it doubles in `over_s`, as long as answers are good. More
+             than a tenth of the answers bad: EASE times as much, also before the last step. Where that happened is a
+             ceiling: growth is soon back at CLOSE of it, and slow from there on
+    over     the last step is reached, and nobody had to be held back by the rate for `quiet_s`
+
+Note [Why a share is not enough]
+  After five minutes of outage three hundred seconds' worth of clients wait, and all of them ask again within moments: a
+  tenth of that is many times the normal load. Nor are they gone after two minutes in which the backend was given less
+  than new clients bring. So passing is bounded by what the backend is known to have carried, and the ramp lasts until
+  the queue is gone. A backend whose traffic has become more for good gets it by `growth`; what it cannot carry is cut
+  back before it counts as a new outage. tests/core/test_ramp.py tries all of it.
+"""
+
+from typing import Final, Sequence
+
+from apigw.core.pace import Pace
+
+HEADROOM: Final = 1.25  # above the normal rate: requests come unevenly, and a queue must shrink
+EASE: Final = 0.7
+CLOSE: Final = 0.85
+_SOON, _SLOW = 4.0, 0.25  # how often it doubles in `over_s`
+_BAD_SHARE: Final = 0.1  # of the answers between two looks, from which on it is eased
+_LOOK_S: Final = 1.0
+_LOOKS: Final = 20  # a window has at least so many looks: one bad look is a small part of it
+_HELD_SHARE: Final = 0.1  # of those whose turn it was by their share: fewer are unevenness, more are a queue
+_LONGEST_RETRY_S: Final = 10
+
+
+class Ramp:
+    """Begins at `begun_s`. `floor_rps`: the rate is never below it, so that a bad backend is found out.
+
+    Times are seconds of a clock that only goes forward. `window_s`: of the breaker, for how often to look.
+    """
+
+    def __init__(
+        self,
+        steps: Sequence[float],
+        over_s: float,
+        window_s: float,
+        begun_s: float,
+        normal_rps: float | None,
+        floor_rps: float,
+    ) -> None:
+        self.begun_s = begun_s
+        self.growth = 1.0
+        self.normal_rps = normal_rps
+        self._steps = steps
+        self._over_s = over_s
+        self._floor_rps = floor_rps
+        self._pace = None if normal_rps is None else Pace(floor_rps)
+        self._account = 0.0
+        self._look_s = min(_LOOK_S, window_s / _LOOKS)
+        self._looked_s = begun_s
+        self._eased_s = begun_s - 2 * self._look_s
+        self._ceiling: float | None = None
+        self._easing = False  # no good look since
+        self._passed = self._held = self._good = self._bad = 0  # since the last look
+        self._crowded_s: float | None = None  # when many were held back last
+        self._retry_s = 0
+        self.longest_retry_s = max(1, min(_LONGEST_RETRY_S, int(over_s / 12)))
+        self.quiet_s = self.longest_retry_s + 1.0  # who was held back has asked again by then
+        self._set_rate(begun_s)
+
+    def share(self, now_s: float) -> float:
+        """Of the requests; the rate is another matter."""
+        last = len(self._steps) - 1
+        if self._over_s <= 0 or last == 0:
+            return 1.0
+        return self._steps[min(last, int(max(0.0, now_s - self.begun_s) / self._over_s * last + 1e-9))]
+
+    def admits(self, now_s: float) -> bool:
+        """Whether this request passes. Ask once a request."""
+        self.look(now_s)
+        self._account += self.share(now_s)
+        if self._account < 1.0 - 1e-9:
+            return False
+        self._account -= 1.0
+        if self._pace is None or self._pace.take(now_s):
+            self._passed += 1
+            return True
+        self._held += 1
+        return False
+
+    def retry_after_s(self) -> int:
+        """For who does not pass: 1, 2, 3 ... in turn, so that not all of them are back at once."""
+        self._retry_s = self._retry_s % self.longest_retry_s + 1
+        return self._retry_s
+
+    def succeeded(self, now_s: float) -> None:
+        self.look(now_s)
+        self._good += 1
+
+    def failed(self, now_s: float) -> None:
+        """Cut back at once, not at the next look. What was let through before that fails too: it counts once."""
+        self.look(now_s)
+        self._bad += 1
+        if self._bad < 2 or self._bad <= _BAD_SHARE * (self._good + self._bad):
+            return
+        if now_s - self._eased_s >= 2 * self._look_s:
+            if not self._easing:
+                self._easing, self._ceiling = True, self.growth
+            self.growth *= EASE
+            self._eased_s = now_s
+            self._set_rate(now_s)
+
+    def over(self, now_s: float) -> bool:
+        """Nothing is held back any more."""
+        self.look(now_s)
+        if self.share(now_s) < 1.0:
+            return False
+        return self._crowded_s is None or now_s - self._crowded_s >= self.quiet_s
+
+    def look(self, now_s: float) -> None:
+        """Once in a while: what became of those that passed, and how many would have liked to."""
+        since_s = now_s - self._looked_s
+        if since_s < self._look_s:
+            return
+        self._looked_s = now_s
+        if self._held > _HELD_SHARE * (self._held + self._passed):
+            self._crowded_s = now_s
+        if self._good and self._bad <= _BAD_SHARE * (self._good + self._bad):
+            self._grow(min(since_s, 2 * self._look_s), now_s)
+        self._passed = self._held = self._good = self._bad = 0
+        self._set_rate(now_s)
+
+    def _grow(self, since_s: float, now_s: float) -> None:
+        self._easing = False
+        speed = 1.0 if self._ceiling is None else _SOON if self.growth < CLOSE * self._ceiling else _SLOW
+        self.growth *= 2.0 ** (speed * since_s / max(self._over_s, self._look_s))
+        if self.share(now_s) < 1.0:
+            self.growth = min(1.0, self.growth)
+
+    def _set_rate(self, now_s: float) -> None:
+        if self._pace is not None and self.normal_rps is not None:
+            rate_rps = self.normal_rps * HEADROOM * self.share(now_s) * self.growth
+            self._pace.set(max(self._floor_rps, rate_rps))
