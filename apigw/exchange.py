@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from apigw.config.snapshot import CompiledRoute, Snapshot
     from apigw.core.window import Demand
+    from apigw.upstream.gate import Gate
 
 Header = tuple[bytes, bytes, bytes]  # (name as sent, name in lower case, value without surrounding blanks)
 
@@ -202,6 +203,9 @@ class Exchange:
         "error_type",
         "error_message",
         "ended_s",
+        # the backend's gate that let it through, with its ticket
+        "gate",
+        "ticket",
     )
 
     def __init__(self, snapshot: "Snapshot", request: ClientRequest, started_s: float, wall_s: float) -> None:
@@ -226,3 +230,5 @@ class Exchange:
         self.error_type: str | None = None  # machine word: an error code or one of names.UPSTREAM_REASONS
         self.error_message: str | None = None
         self.ended_s = 0.0
+        self.gate: "Gate | None" = None
+        self.ticket = 0

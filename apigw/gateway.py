@@ -1,5 +1,6 @@
 """The way of a request: the stages in order, each with its number in the contract (section 3)."""
 
+from types import MappingProxyType
 from typing import Any, Callable, Mapping
 
 from attrs import Factory, frozen
@@ -29,6 +30,7 @@ from apigw.stages.routing import Routing
 from apigw.stages.scopes import RequiredScopes
 from apigw.stages.self_answer import SelfAnswer
 from apigw.stages.shadow_limit import ShadowLimit
+from apigw.upstream.gate import Gate
 from apigw.upstream.pool import Pool
 from apigw.upstream.proxy import Proxy
 
@@ -116,6 +118,7 @@ def build(
     counters: CounterStore,
     local: CounterStore,
     api_keys: APIKeySource | None = None,
+    gates: Mapping[str, Gate] = MappingProxyType({}),
 ) -> Generation:
     """Raises PipelineError when the stages do not fit together."""
     routes = snapshot.routes.values()
@@ -123,5 +126,5 @@ def build(
     if routes:
         chain = [stage for stage in chain if any(concerns(stage, route) for route in routes)]
     hold_bytes = snapshot.config.limits.buffer_body_bytes
-    leaf = Proxy(parts.clock, parts.deadlines, pools, hold_bytes, parts.on_replay)  # 10, 11
+    leaf = Proxy(parts.clock, parts.deadlines, pools, hold_bytes, parts.on_replay, gates)  # 10, 11
     return Generation(snapshot, compose(chain, leaf))

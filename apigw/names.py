@@ -88,6 +88,8 @@ UPSTREAM_REASONS: Final = {
     "pool_full": "all connections to the backend stayed busy, or too many requests waited for one",
     "no_healthy_instance": "no instance of the backend is in rotation",
     "gateway_exhausted": "this gateway has no file descriptor, port or memory left for a connection",
+    "circuit_open": "the backend failed too often: it is not asked now, or gets a part of its requests",
+    "max_rps": "more requests a second for the backend than its max_rps",
 }
 
 # --- Reasons: why a request was not let in; `reason` of auth_failures_total and begins error_message. The client
@@ -162,6 +164,8 @@ METRICS: Final[dict[str, Metric]] = {
     "api_key_turned_away_total": Metric("counter", (), "API keys not looked into because too many were."),
     "api_key_unconfirmed_total": Metric("counter", (), "Known API keys let in while nobody could say of revocations."),
     "api_key_changes_age_seconds": Metric("gauge", (), "Since when changes of API keys were not heard of."),
+    "circuit_state": Metric("gauge", ("backend",), "0 closed, 1 half open, 2 open, 3 recovering by a ramp."),
+    "circuit_openings_total": Metric("counter", ("backend",), "How often the circuit opened; failed probes are none."),
     "backend_instance_up": Metric("gauge", ("backend", "instance"), "1 when the instance is in rotation, else 0."),
     "backend_instance_weight": Metric("gauge", ("backend", "instance"), "What it weighs now; 0 when out of rotation."),
     "backend_instance_failures": Metric("gauge", ("backend", "instance"), "Checks and connects failed in a row."),

@@ -40,7 +40,10 @@ def status(worker: "Worker") -> dict[str, object]:
         "shared_store": None if worker.store is None else _shared_store(worker.store),
         "revocations": _revocations(worker),
         "api_keys": None if worker.api_keys is None else _api_keys(worker.api_keys),
-        "backends": {name: _backend(pool, worker.site.clock.seconds()) for name, pool in worker.backends.pools.items()},
+        "backends": {
+            name: _backend(pool, worker.site.clock.seconds()) | worker.circuits.status(name)
+            for name, pool in worker.backends.pools.items()
+        },
     }
 
 
@@ -137,6 +140,8 @@ def watch(worker: "Worker") -> None:
     metrics.watch("config_last_reload_successful", lambda: 0.0 if worker.reloader.last_ok is False else 1.0)
     metrics.watch_labelled("config_info", ("version",), lambda: [((worker.config.version,), 1.0)])
     _watch_instances(worker)
+    metrics.watch_labelled("circuit_state", ("backend",), worker.circuits.states)
+    metrics.watch_labelled("circuit_openings_total", ("backend",), worker.circuits.openings)
     metrics.watch_labelled("upstream_connections", ("backend", "state"), lambda: _connections(worker))
     metrics.watch_labelled("tls_certificate_expiry_timestamp_seconds", ("host",), lambda: _certificates(worker))
     metrics.watch_labelled(

@@ -57,7 +57,9 @@ from apigw.supervisor.load import LoadWatch
 from apigw.supervisor.memory import MemoryUsage
 from apigw.supervisor.reload import FileWatch, Reloader
 from apigw.supervisor.trim import Trimming
+from apigw.upstream import gate
 from apigw.upstream.backends import Backends
+from apigw.upstream.circuits import Circuits
 
 log = Logger()
 
@@ -87,7 +89,7 @@ class Worker(MultiService):
         self.deadlines = Deadlines(reactor)
         self.metrics = Metrics(apigw.__version__)
         self.access_log = AccessLog(open_sinks(config.access_log), apigw.__version__, random.random)
-        self.ledger = Ledger([self.access_log.record, self.metrics.record], reactor.after_sends)
+        self.ledger = Ledger([gate.record, self.access_log.record, self.metrics.record], reactor.after_sends)
         self.local_counters = MemoryCounters()
         self.connector = Connector(reactor, self.deadlines)
         deployment = self._redis_deployment(config)  # None: no Redis
@@ -104,6 +106,7 @@ class Worker(MultiService):
         connector = Connector(reactor, self.deadlines)
         probe = HealthProbe(self.deadlines, connector)
         self.backends = Backends(reactor, self.deadlines, connector, probe, random.random)
+        self.circuits = Circuits(reactor, lambda: self.backends.pools, lambda gate, old, new: None)
         self._parts = self._stage_parts()
         first = self._generation(Snapshot(config), self.keys, self.api_keys)
         self.site = Site(reactor, self.deadlines, wall, first, self.ledger.record)
@@ -121,6 +124,7 @@ class Worker(MultiService):
             self.keys,
             self.api_keys,
             self.backends,
+            self.circuits,
             FileWatch(reactor, config.config.poll_s, self._fingerprint, self.reloader.reload),
             self._admin(config),
         )
@@ -180,8 +184,9 @@ class Worker(MultiService):
 
     def _generation(self, snapshot: Snapshot, keys: JWKS | None, api_keys: APIKeys | None) -> gateway.Generation:
         pools = self.backends.configure(snapshot.config.backends)
+        gates = self.circuits.configure(snapshot.config)
         counters = self.redis or self.local_counters
-        return gateway.build(snapshot, self._parts, pools, keys, counters, self.local_counters, api_keys)
+        return gateway.build(snapshot, self._parts, pools, keys, counters, self.local_counters, api_keys, gates)
 
     # -- start
 

@@ -36,6 +36,7 @@ class CompiledRoute:
         "cors_methods",
         "static_reply_lines",
         "forward_cookies",
+        "circuit_breaker",
     )
 
     def __init__(self, route: Route, config: Config, tiers: dict[str, Tier]) -> None:
@@ -58,6 +59,7 @@ class CompiledRoute:
         self.cors_methods = self.allow
         self.static_reply_lines = _lifecycle_lines(route)
         self.forward_cookies = route.forward_cookies
+        self.circuit_breaker = route.circuit_breaker
 
 
 def _lifecycle_lines(route: Route) -> bytes:

@@ -153,7 +153,11 @@ class Breaker:
 
     def abandoned(self, ticket: int, now_s: float) -> None:
         """Nothing was learned: the client left, or the gateway had no connection to give."""
-        if ticket == self.era and self.state == HALF_OPEN and self._probing:
+        if ticket != self.era:
+            return
+        if self._ramp is not None:
+            self._ramp.abandoned(now_s)
+        elif self.state == HALF_OPEN and self._probing:
             self._probe_over()
 
     def answering(self, ticket: int) -> None:

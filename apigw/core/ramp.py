@@ -5,8 +5,9 @@
     rate     of what passes by its share, at most normal * HEADROOM * share * growth a second, where `normal` is what
              the backend served before the outage; None: nothing is known of it, and the share alone decides
     growth   1, until the last step is reached; from then on it doubles in `over_s`, as long as answers are good. More
-             than a tenth of the answers bad: EASE times as much, also before the last step. Where that happened is a
-             ceiling: growth is soon back at CLOSE of it, and slow from there on
+             than a tenth of the answers bad: EASE times as much, also before the last step. More in flight than
+             STRAIN times what was usual in the steps before: SLACKEN times as much, not below 1. Where either
+             happened is a ceiling: growth is soon back at CLOSE of it, and slow from there on
     over     the last step is reached, and nobody had to be held back by the rate for `quiet_s`
 
 Note [Why a share is not enough]
@@ -14,7 +15,9 @@ Note [Why a share is not enough]
   tenth of that is many times the normal load. Nor are they gone after two minutes in which the backend was given less
   than new clients bring. So passing is bounded by what the backend is known to have carried, and the ramp lasts until
   the queue is gone. A backend whose traffic has become more for good gets it by `growth`; what it cannot carry is cut
-  back before it counts as a new outage. tests/core/test_ramp.py tries all of it.
+  back before it counts as a new outage. Failures come too late for that where they are timeouts: by then a third of the
+  breaker's window is lost. What is in flight tells at once that answers fall behind: by Little's law it is the rate
+  times the time an answer takes, which is known from the steps before. tests/core/test_ramp.py tries all of it.
 """
 
 from typing import Final, Sequence
@@ -24,6 +27,10 @@ from apigw.core.pace import Pace
 HEADROOM: Final = 1.25  # above the normal rate: requests come unevenly, and a queue must shrink
 EASE: Final = 0.7
 CLOSE: Final = 0.85
+STRAIN: Final = 3.0
+SLACKEN: Final = 0.9
+_LEAST_FLYING: Final = 8  # in flight; fewer are no queue
+_KNOWN: Final = 10  # requests of the steps before, from which on the time of an answer is known
 _SOON, _SLOW = 4.0, 0.25  # how often it doubles in `over_s`
 _BAD_SHARE: Final = 0.1  # of the answers between two looks, from which on it is eased
 _LOOK_S: Final = 1.0
@@ -61,6 +68,10 @@ class Ramp:
         self._ceiling: float | None = None
         self._easing = False  # no good look since
         self._passed = self._held = self._good = self._bad = 0  # since the last look
+        self._flying = 0
+        self._flown = 0  # requests that have passed before the last step
+        self._flying_s = 0.0  # the seconds that those were in flight, all together
+        self._event_s = begun_s
         self._crowded_s: float | None = None  # when many were held back last
         self._retry_s = 0
         self.longest_retry_s = max(1, min(_LONGEST_RETRY_S, int(over_s / 12)))
@@ -83,6 +94,7 @@ class Ramp:
         self._account -= 1.0
         if self._pace is None or self._pace.take(now_s):
             self._passed += 1
+            self._flies(1, now_s)
             return True
         self._held += 1
         return False
@@ -93,18 +105,23 @@ class Ramp:
         return self._retry_s
 
     def succeeded(self, now_s: float) -> None:
+        self._flies(-1, now_s)
         self.look(now_s)
         self._good += 1
 
+    def abandoned(self, now_s: float) -> None:
+        """It has ended and says nothing."""
+        self._flies(-1, now_s)
+
     def failed(self, now_s: float) -> None:
         """Cut back at once, not at the next look. What was let through before that fails too: it counts once."""
+        self._flies(-1, now_s)
         self.look(now_s)
         self._bad += 1
         if self._bad < 2 or self._bad <= _BAD_SHARE * (self._good + self._bad):
             return
         if now_s - self._eased_s >= 2 * self._look_s:
-            if not self._easing:
-                self._easing, self._ceiling = True, self.growth
+            self._reach_ceiling()
             self.growth *= EASE
             self._eased_s = now_s
             self._set_rate(now_s)
@@ -124,10 +141,29 @@ class Ramp:
         self._looked_s = now_s
         if self._held > _HELD_SHARE * (self._held + self._passed):
             self._crowded_s = now_s
-        if self._good and self._bad <= _BAD_SHARE * (self._good + self._bad):
+        if self._strained():
+            self._reach_ceiling()
+            self.growth = min(self.growth, max(1.0, self.growth * SLACKEN))
+        elif self._good and self._bad <= _BAD_SHARE * (self._good + self._bad):
             self._grow(min(since_s, 2 * self._look_s), now_s)
         self._passed = self._held = self._good = self._bad = 0
         self._set_rate(now_s)
+
+    def _flies(self, more: int, now_s: float) -> None:
+        if self.share(self._event_s) < 1.0:
+            self._flying_s += self._flying * max(0.0, now_s - self._event_s)
+            self._flown += more > 0
+        self._flying = max(0, self._flying + more)
+        self._event_s = now_s
+
+    def _strained(self) -> bool:
+        if self._pace is None or self._flown < _KNOWN or self._flying <= _LEAST_FLYING:
+            return False
+        return self._flying > STRAIN * self._flying_s / self._flown * self._pace.rps
+
+    def _reach_ceiling(self) -> None:
+        if not self._easing:
+            self._easing, self._ceiling = True, self.growth
 
     def _grow(self, since_s: float, now_s: float) -> None:
         self._easing = False

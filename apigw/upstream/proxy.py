@@ -9,6 +9,7 @@ before a byte of the answer came: the backend closed an idle connection as we to
 """
 
 from math import ceil
+from types import MappingProxyType
 from typing import Any, Callable, Mapping
 
 from twisted.web.resource import IResource
@@ -23,6 +24,7 @@ from apigw.net.connect import EXHAUSTED, TIMED_OUT
 from apigw.net.deadlines import Deadlines
 from apigw.upstream.connection import RESET, UpstreamConnection
 from apigw.upstream.failures import bad_gateway, unavailable, upstream_timeout
+from apigw.upstream.gate import Gate
 from apigw.upstream.member import Member
 from apigw.upstream.outgoing import request_bytes
 from apigw.upstream.pool import NO_INSTANCE, POOL_FULL, Pool
@@ -34,7 +36,7 @@ UPSTREAM_TIMEOUT = "upstream_timeout"
 
 @implementer(IResource)
 class Proxy:
-    """Renders a request by its route's backend. `pools` has one for each backend of the snapshot.
+    """Renders a request by its route's backend. `pools` and `gates` have one for each backend of the snapshot.
 
     on_replay(backend, reason) is told of each attempt that failed and was made again.
     """
@@ -48,12 +50,14 @@ class Proxy:
         pools: Mapping[str, Pool],
         hold_bytes: int,
         on_replay: Callable[[str, str], None],
+        gates: Mapping[str, Gate] = MappingProxyType({}),
     ) -> None:
         self.clock = clock
         self.deadlines = deadlines
         self.pools = pools
         self.hold_bytes = hold_bytes
         self.on_replay = on_replay
+        self.gates = gates
 
     def render(self, request: Any) -> int:
         Proxying(self, request).start()
@@ -79,6 +83,7 @@ class Proxying:
         "_member",
         "_bucket",
         "timeout_s",
+        "_guarded",
         "_last_s",
         "_window_s",
         "_window_bytes",
@@ -99,6 +104,7 @@ class Proxying:
         self._backend: str = route.backend
         self._pool = proxy.pools[route.backend]
         self.timeout_s = route.timeout_s
+        self._guarded = route.circuit_breaker
         self._connection: UpstreamConnection | None = None
         self._member: Member | None = None
         self._bucket: Any = None
@@ -120,6 +126,14 @@ class Proxying:
             request.ready_body(self._proxy.hold_bytes, self._body_ready)
 
     def _body_ready(self) -> None:
+        """Stage 10 of the contract's section 3, then 11. A refused request touches no connection."""
+        gate = self._proxy.gates.get(self._backend)
+        if gate is not None:
+            refusal = gate.refusal(self._exchange, self._guarded, self.timeout_s)
+            if refusal is not None:
+                self._end()
+                self._request.fail(refusal)
+                return
         self._bucket = self._proxy.deadlines.add(self.timeout_s, self._over)
         self._pool.acquire(self)
 
@@ -213,11 +227,14 @@ class Proxying:
         self._last_s = self._proxy.clock.seconds()
         self._window_s = self._window_s or self._last_s
         self._request.flush()
+        ex = self._exchange
         if not self._producing and self._connection is not None:
             transport = self._request.channel.transport
             if transport is not None:
                 self._producing = True
                 transport.registerProducer(self, True)
+                if ex.gate is not None and ex.status < 500:
+                    ex.gate.breaker.answering(ex.ticket)
 
     def reply_end(self) -> None:
         self._connection = None
