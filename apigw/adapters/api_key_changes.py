@@ -1,6 +1,6 @@
 """Which API keys were changed (revoked, rotated, edited) since a worker learned them: told by Redis, else asked for.
 
-Redis listens, database asked since then     in step: a change is known as soon as it is told; asked every 30 s all
+Redis listens, database asked since then     in step: a change is known as soon as it is told; asked every 4 s all
                                              the same
 Redis is not there, or does not listen       the database is asked every 2 s
 neither                                      what is remembered ages: see Good.confirmed_s (api_key_cache.py)
@@ -20,7 +20,7 @@ from apigw.net.poller import Poller, PollFailed
 from apigw.ports import SharedStore
 
 ASK_S: Final = 2.0  # contract section 7, and 5 s for a change to be effective: two polls, one of which may fail
-_ASK_IN_STEP_S: Final = 30.0  # messages can be lost without anybody seeing it
+_ASK_IN_STEP_S: Final = 3.0  # a message can be lost, or its sender not reach Redis: then 5 s hold as well
 _MAX_REMEMBERED: Final = 10_000  # ids that changed
 
 Since = Callable[[int | None], "Deferred[tuple[int, list[str] | None]]"]

@@ -9,12 +9,14 @@ from typing import Any, Callable
 import pytest
 
 from apigw.adapters.key_store import KeyStore, NewKey
+from apigw.names import API_KEYS_CHANNEL, api_key_digests, api_key_record
 from tests.e2e.client import Response
 from tests.e2e.conftest import Launch
 from tests.e2e.gateway import Gateway, protected
 from tests.e2e.identity import bearer
 from tests.e2e.origin import Origin
 from tests.postgresql import postgresql_server
+from tests.servers import RedisServer, redis_server
 
 DAY_S = 86_400.0
 Change = Callable[[Gateway], None]
@@ -194,6 +196,97 @@ def test_without_redis_a_revocation_counts_within_five_seconds(launch: Launch, k
     assert time.monotonic() - began_s < 6.0, "5 s, and the second that a refusal takes"
     for gateway in gateways:
         assert [ask(gateway, each).status for each in (rotated, successor)] == [200, 200]
+
+
+@pytest.fixture
+def redis() -> Iterator[RedisServer]:
+    with redis_server() as server:
+        yield server
+
+
+def pair(launch: Launch, keys: Keys, redis: RedisServer) -> list[Gateway]:
+    """Two gateways that share a database and a Redis, and hear each other."""
+
+    def change(gateway: Gateway) -> None:
+        with_keys(keys.url)(gateway)
+        gateway.settings["redis"] = {"url": redis.url}
+
+    gateways = [launch(change) for _ in range(2)]
+    for gateway in gateways:
+        gateway.until(lambda: gateway.metric("shared_store_listening") == 1)
+    return gateways
+
+
+def announce(redis: RedisServer, key: NewKey) -> None:
+    """What `apigwctl keys revoke` does in Redis when the database has it."""
+    key_id = key.record.key_id
+    for digest in redis.command("SMEMBERS", api_key_digests(key_id)):
+        redis.command("DEL", api_key_record(digest.decode()))
+    redis.command("DEL", api_key_digests(key_id))
+    redis.command("PUBLISH", API_KEYS_CHANNEL, f'{{"key_id": "{key_id}"}}')
+
+
+def refused_after(gateways: list[Gateway], key: NewKey) -> float:
+    """Seconds until all of them refuse it, asked at the same time; the second that a refusal is held is taken off."""
+    began_s = time.monotonic()
+    for gateway in gateways:
+        while (answer := ask(gateway, key)).status == 200:
+            assert time.monotonic() - began_s < 7.0, "a revocation that does not count"
+        assert (answer.status, answer.json()["error"]) == (401, "invalid_api_key")
+    return time.monotonic() - began_s - len(gateways)
+
+
+def test_with_redis_a_key_is_checked_once_and_a_revocation_counts_at_once(
+    launch: Launch, keys: Keys, redis: RedisServer
+) -> None:
+    """On both gateways; what one of them checked the other finds in Redis, where the key is not."""
+    first, second = pair(launch, keys, redis)
+    key, other = keys.new(), keys.new()
+    assert [ask(first, each).status for each in (key, other)] == [200, 200]
+    first.until(lambda: len(redis.command("KEYS", "apikey:*")) == 2)
+    assert [ask(second, each).status for each in (key, other)] == [200, 200]
+    hits = {layer: second.metric("api_key_hits_total", layer=layer) for layer in ("redis", "database")}
+    assert hits == {"redis": 2, "database": 0}
+    secret = key.presented.rsplit("_", 1)[1].encode()
+    assert all(secret not in redis.command("GET", name) for name in redis.command("KEYS", "apikey:*"))
+    keys.store.revoke(key.record.key_id)
+    announce(redis, key)
+    took_s = refused_after([first, second], key)
+    print(f"refused on both gateways after {took_s * 1000:.0f} ms, beside the second that a refusal is held")
+    assert took_s < 1.5
+    assert [ask(gateway, other).status for gateway in (first, second)] == [200, 200]
+
+
+def test_with_redis_a_revocation_whose_message_is_lost_counts_within_five_seconds(
+    launch: Launch, keys: Keys, redis: RedisServer
+) -> None:
+    """Whoever revokes may not reach Redis, and gateways may."""
+    gateways = pair(launch, keys, redis)
+    key = keys.new()
+    assert [ask(gateway, key).status for gateway in gateways] == [200, 200]
+    keys.store.revoke(key.record.key_id)
+    assert refused_after(gateways, key) < 5.5
+
+
+def test_when_redis_dies_revocations_count_within_five_seconds_and_keys_go_on(
+    launch: Launch, keys: Keys, redis: RedisServer
+) -> None:
+    """Back and empty, it tells at once again."""
+    gateways = pair(launch, keys, redis)
+    key, other, third = keys.new(), keys.new(), keys.new()
+    assert [ask(gateway, each).status for gateway in gateways for each in (key, other)] == [200] * 4
+    redis.kill()
+    keys.store.revoke(key.record.key_id)
+    assert refused_after(gateways, key) < 5.5
+    assert [ask(gateway, each).status for gateway in gateways for each in (other, third)] == [200] * 4
+    redis.start()
+    for gateway in gateways:
+        gateway.until(lambda: gateway.metric("shared_store_listening") == 1)
+        gateway.until(lambda: gateway.metric("api_key_changes_age_seconds") == 0)
+    keys.store.revoke(other.record.key_id)
+    announce(redis, other)
+    assert refused_after(gateways, other) < 1.5
+    assert [ask(gateway, third).status for gateway in gateways] == [200, 200]
 
 
 def test_a_rotated_key_ends_with_its_overlap(launch: Launch, keys: Keys) -> None:
