@@ -16,6 +16,7 @@ from apigw.core.redaction import HIDDEN, redacted_query
 HOST_NAME = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)(?:\.(?!-)[A-Za-z0-9_-]{1,63}(?<!-))*\.?")
 URL_TEXT = re.compile(r"[!-~]{1,2048}")
 _ORIGIN = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+)(?::([0-9]{1,5}))?")
+_NAMESERVER = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([0-9.]+)):([0-9]{1,5})")
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
@@ -77,6 +78,27 @@ class Host(Kind[str]):
         if len(text) > 253 or not HOST_NAME.fullmatch(text):
             raise Refused(f"must be a host name or an IP address, not {shown(text)}")
         return text.lower()
+
+
+@frozen
+class Nameserver(Kind[str]):
+    """The address of a name server, with a port where it is not 53: 10.0.0.2, 10.0.0.2:8600, [fd00::2]:53."""
+
+    def read(self, node: Node, name: str, reading: Reading) -> str:
+        text = text_of(node, "an IP address, with :PORT if need be")
+        if nameserver_of(text) is None:
+            raise Refused(f"must be an IP address, with :PORT if need be, not {shown(text)}")
+        return text
+
+
+def nameserver_of(text: str) -> tuple[str, int] | None:
+    """Address and port of a name server, None when it is none."""
+    match = _NAMESERVER.fullmatch(text)
+    host, port = (match[1] or match[2], int(match[3])) if match else (text, 53)
+    try:
+        return (str(ipaddress.ip_address(host)), port) if 1 <= port <= 65_535 else None
+    except ValueError:
+        return None
 
 
 @frozen

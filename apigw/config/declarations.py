@@ -5,7 +5,7 @@ from typing import Any
 
 from attrs import frozen
 
-from apigw.config.addresses import Host, Origin
+from apigw.config.addresses import URL, FilePath, Host, Nameserver, Network, Origin
 from apigw.config.fields import Field, Record
 from apigw.config.kinds import (
     Boolean,
@@ -23,7 +23,7 @@ from apigw.config.kinds import (
 )
 from apigw.config.matching import Day, Deprecation, Method, Pattern, Prefix, Token, day_start_s
 from apigw.config.model import Backend, CircuitBreaker, Discovery, Instance, Route, Tier
-from apigw.config.nodes import Node
+from apigw.config.nodes import Node, Scalar
 
 _DAY_S = 86_400
 _PORT = Whole(1, 65_535)
@@ -41,6 +41,16 @@ class RequestTarget(Kind[str]):
         if target[0] != "/" or "#" in target:
             raise Refused("must be a path such as /healthz", "/" + text if text[0] not in "/#" else None)
         return target
+
+
+@frozen
+class PortOrName(Kind[int | str]):
+    """A port's number, or its name where the registry has names for them."""
+
+    def read(self, node: Node, name: str, reading: Reading) -> int | str:
+        if isinstance(node, Scalar) and isinstance(node.value, str):
+            return Name().read(node, name, reading)
+        return _PORT.read(node, name, reading)
 
 
 TIER = Record(
@@ -79,9 +89,26 @@ INSTANCE = Record(
 DISCOVERY = Record(
     Discovery,
     (
-        Field("type", Choice(("consul", "dns", "kubernetes", "etcd")), required=True),
+        Field("type", Choice(("dns", "consul", "etcd", "kubernetes")), required=True),
         Field("service", Text(253), required=True),
+        Field("port", PortOrName()),
+        Field("nameservers", Many(Nameserver(), at_least=1, at_most=10)),
+        Field("url", URL(("https", "http"))),
+        Field("endpoints", Many(URL(("https", "http")), at_least=1, at_most=20)),
+        Field("prefix", Token()),
+        Field("tag", Name()),
+        Field("datacenter", Name()),
+        Field("namespace", Name()),
+        Field("username", Name()),
+        Field("password_file", FilePath()),
+        Field("token_file", FilePath()),
+        Field("ca_file", FilePath()),
+        Field("allow_loopback", Boolean()),
+        Field("allow_names", Boolean()),
+        Field("networks", Many(Network(), at_least=1)),
+        Field("empty_after_seconds", Number(0, _DAY_S, unit="seconds"), "empty_after_s"),
     ),
+    lenient=True,
 )
 
 

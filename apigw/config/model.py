@@ -220,8 +220,29 @@ class Instance:
 
 @frozen
 class Discovery:
-    type: str  # consul | dns | kubernetes | etcd
+    """Where a backend's instances are asked for. `url` and `endpoints` are those of `config:` unless given here.
+
+    allow_loopback: None leaves it to where the registry is (adapters/registry.py).
+    """
+
+    type: str  # dns | consul | etcd | kubernetes
     service: str
+    port: int | str | None = None  # dns: of A and AAAA, None asks for SRV; kubernetes: the number or name to use
+    nameservers: tuple[str, ...] = ()  # dns: "IP" or "IP:PORT"; none: those of the system
+    url: str | None = None  # consul, kubernetes
+    endpoints: tuple[str, ...] = ()  # etcd
+    prefix: str | None = None  # etcd; None: /services/{service}/
+    tag: str | None = None  # consul
+    datacenter: str | None = None  # consul
+    namespace: str | None = None  # kubernetes; None: the gateway's own
+    username: str | None = None  # etcd
+    password_file: Path | None = None  # etcd
+    token_file: Path | None = None  # consul, kubernetes
+    ca_file: Path | None = None
+    allow_loopback: bool | None = None
+    allow_names: bool = False
+    networks: tuple[Network, ...] = ()
+    empty_after_s: float = 300.0
 
 
 @frozen

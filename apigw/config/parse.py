@@ -118,7 +118,7 @@ def assemble(main: Part, parts: Iterable[Part], hostname: str, problems: Problem
     gateway = file.gateway
     if not gateway.instance_name:
         gateway = _moved(gateway, attrs.evolve(gateway, instance_name=hostname), sites)
-    backends = tuple(_inheriting(one, file, sites) for part in every for one in part.backends)
+    backends = tuple(_placed(_inheriting(one, file, sites), file, sites) for part in every for one in part.backends)
     config = Config(
         gateway=gateway,
         listeners=file.listeners or (),
@@ -197,3 +197,17 @@ def _inheriting(backend: Backend, file: MainFile, sites: Sites) -> Backend:
     changed = {name: getattr(own, name) for name in attributes}
     breaker = _moved(own, attrs.evolve(file.circuit_breaker, **changed), sites)
     return _moved(backend, attrs.evolve(backend, circuit_breaker=breaker), sites)
+
+
+def _placed(backend: Backend, file: MainFile, sites: Sites) -> Backend:
+    """A discovery that does not say where its registry is means the one of `config:`."""
+    own = backend.discovery
+    if own is None:
+        return backend
+    if own.type == "consul" and own.url is None and "url" not in sites[id(own)][1].bad:
+        found = attrs.evolve(own, url=file.config.consul_url)
+    elif own.type == "etcd" and not own.endpoints and "endpoints" not in sites[id(own)][1].bad:
+        found = attrs.evolve(own, endpoints=file.config.etcd_endpoints)
+    else:
+        return backend
+    return _moved(backend, attrs.evolve(backend, discovery=_moved(own, found, sites)), sites)

@@ -9,6 +9,7 @@ from apigw.config.model import Config
 from apigw.config.parse import Draft
 from apigw.config.validate_availability import check_availability
 from apigw.config.validate_certificates import check_certificates
+from apigw.config.validate_discovery import check_discovery
 from apigw.config.validate_listeners import check_listeners
 from apigw.config.validate_names import check_duplicates, check_references
 from apigw.config.validate_routes import check_routes
@@ -22,6 +23,7 @@ CHECKS: tuple[Check, ...] = (
     check_listeners,
     check_certificates,
     check_backends,
+    check_discovery,
     check_duplicates,
     check_references,
     check_routes,

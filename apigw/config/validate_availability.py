@@ -29,10 +29,6 @@ def _source(draft: Draft) -> Iterator[Use]:
         yield draft.config.config, "source"
 
 
-def _discovery(draft: Draft) -> Iterator[Use]:
-    return ((backend, "discovery") for backend in draft.config.backends if backend.discovery is not None)
-
-
 def _kafka(draft: Draft) -> Iterator[Use]:
     return ((sink, "type") for sink in draft.config.access_log.sinks if sink.type == "kafka")
 
@@ -50,7 +46,6 @@ def _redis_cluster(draft: Draft) -> Iterator[Use]:
 ROWS = (
     Unavailable("workers other than 1", _workers, "leave it out or write 1"),
     Unavailable("a config.source other than files", _source),
-    Unavailable("service discovery", _discovery, "list the instances"),
     Unavailable("the access log sink kafka", _kafka, "use file or stdout"),
     Unavailable("websocket routes", _websocket),
     Unavailable("a Redis Cluster", _redis_cluster),
