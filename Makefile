@@ -6,7 +6,7 @@ PYTHONS := /usr/bin/python3.11 python3.11 python3.12 python3.13 python3.14 pytho
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --require-hashes
 # Package:program. Debian has PostgreSQL's server outside PATH; its client alone is not enough.
-SYSTEM_PACKAGES := redis-server:redis-server curl:curl postgresql:postgres
+SYSTEM_PACKAGES := redis-server:redis-server curl:curl postgresql:postgres etcd-server:etcd dnsmasq-base:dnsmasq
 FLAGS ?=
 
 .PHONY: run test bench check format lock clean .venv system-packages

@@ -4,11 +4,12 @@ A method that may have to wait returns its value when it is at hand and a Deferr
 request path a Deferred costs more than most of the work.
 """
 
-from typing import Any, Callable, Protocol, Sequence
+from typing import Any, Callable, Mapping, Protocol, Sequence
 
 from twisted.internet.defer import Deferred
 
 from apigw.core.api_keys import APIKey
+from apigw.core.discovery import Entry
 from apigw.core.tokens import Keyring
 from apigw.core.window import Counted, Demand
 
@@ -83,6 +84,29 @@ class SharedStore(Protocol):
         """Before start: hear `channel`. `on_listening` is called each time the subscription begins (again): what was
         said before may have been missed, so load anew; commands are answered by then. Exceptions of both are logged."""
         ...
+
+
+class Registry(Protocol):
+    """The instances of one backend, as a registry knows them; asked in the background from start to stop.
+
+    `on_instances`, which it was made with, is called with each list that differs from the one in force, never from
+    inside startService(). Whatever the registry does, the list in force stays until a good answer has another one.
+    """
+
+    where: str  # for people: "etcd http://10.0.0.5:2379 /services/orders/"
+    up: bool | None  # whether the last answer was good; None before the first
+    last_error: str | None  # why it is not up
+    last_success_epoch_s: float | None
+    skipped: Mapping[str, int]  # entries of the last good answer that are no instances, by core.discovery.REASONS
+
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        """The list in force."""
+        ...
+
+    def startService(self) -> None: ...
+
+    def stopService(self) -> Any: ...
 
 
 class LogSink(Protocol):
