@@ -171,6 +171,13 @@ METRICS: Final[dict[str, Metric]] = {
     "backend_instance_failures": Metric("gauge", ("backend", "instance"), "Checks and connects failed in a row."),
     "backend_instance_check_seconds": Metric("gauge", ("backend", "instance"), "What its last health check took."),
     "backend_instance_in_flight": Metric("gauge", ("backend", "instance"), "Requests that hold a connection to it."),
+    "registry_up": Metric("gauge", (), "1 when every registry of instances answers well, else 0."),
+    "discovery_up": Metric("gauge", ("backend", "type"), "1 when the last answer of a backend's registry was good."),
+    "discovery_instances": Metric("gauge", ("backend", "type"), "Instances in force, as discovered."),
+    "discovery_skipped": Metric("gauge", ("backend", "type"), "Entries of the last answer that are not used."),
+    "discovery_last_success_timestamp_seconds": Metric(
+        "gauge", ("backend", "type"), "Epoch second of the last good answer of a backend's registry."
+    ),
     "in_flight_requests": Metric("gauge", (), "Requests begun and not ended."),
     "connections": Metric("gauge", (), "Open client connections."),
     "shed_total": Metric("counter", ("priority",), "Requests refused because of overload, by the route's priority."),

@@ -41,7 +41,7 @@ def status(worker: "Worker") -> dict[str, object]:
         "revocations": _revocations(worker),
         "api_keys": None if worker.api_keys is None else _api_keys(worker.api_keys),
         "backends": {
-            name: _backend(pool, worker.site.clock.seconds()) | worker.circuits.status(name)
+            name: _backend(worker, pool) | worker.circuits.status(name)
             for name, pool in worker.backends.pools.items()
         },
     }
@@ -100,9 +100,11 @@ def _load(shedding: "Shedding") -> dict[str, object]:
     }
 
 
-def _backend(pool: "Pool", now_s: float) -> dict[str, object]:
+def _backend(worker: "Worker", pool: "Pool") -> dict[str, object]:
+    now_s = worker.site.clock.seconds()
     return {
         "owner": pool.backend.owner,
+        "discovery": worker.discovery.of(pool.backend.name),
         "connections": {"open": pool.open, "idle": pool.idle, "busy": pool.busy, "waiting": pool.waiting},
         "max_connections": pool.backend.max_connections,
         "instances": [_instance(member, pool.backend.slow_start_s, now_s) for member in pool.members],
@@ -150,6 +152,7 @@ def watch(worker: "Worker") -> None:
         lambda: [((name,), float(n)) for name, n in worker.ledger.failures.items()],
     )
     _watch_api_keys(worker)
+    _watch_discovery(worker)
     metrics.watch("redis_up", lambda: None if worker.redis is None else float(worker.redis.up))
     metrics.watch("shared_store_up", lambda: None if worker.store is None else float(worker.store.up))
     metrics.watch("shared_store_listening", lambda: None if worker.store is None else float(worker.store.listening))
@@ -212,6 +215,18 @@ def _watch_instances(worker: "Worker") -> None:
     }
     for metric, read in reads.items():
         worker.metrics.watch_labelled(metric, ("backend", "instance"), rows(read))
+
+
+def _watch_discovery(worker: "Worker") -> None:
+    metrics, rows = worker.metrics, worker.discovery.rows
+    labels = ("backend", "type")
+    metrics.watch("registry_up", worker.discovery.all_up)
+    metrics.watch_labelled("discovery_up", labels, lambda: rows(lambda registry: float(bool(registry.up))))
+    metrics.watch_labelled("discovery_instances", labels, lambda: rows(lambda registry: len(registry.entries)))
+    metrics.watch_labelled("discovery_skipped", labels, lambda: rows(lambda registry: sum(registry.skipped.values())))
+    metrics.watch_labelled(
+        "discovery_last_success_timestamp_seconds", labels, lambda: rows(lambda registry: registry.last_success_epoch_s)
+    )
 
 
 def _certificates(worker: "Worker") -> list[tuple[tuple[str], float]]:

@@ -24,6 +24,7 @@ from apigw.adapters.access_log import AccessLog
 from apigw.adapters.api_key_changes import Announcements
 from apigw.adapters.api_key_database import open_table
 from apigw.adapters.api_keys import APIKeys
+from apigw.adapters.discovery import Discovery
 from apigw.adapters.health_probe import HealthProbe
 from apigw.adapters.jwks import JWKS
 from apigw.adapters.log_sinks import open_sinks
@@ -32,6 +33,7 @@ from apigw.adapters.metrics import Metrics, watch_access_log
 from apigw.adapters.redis_deployment import RedisDeployment
 from apigw.adapters.revocation_file import RevocationFile
 from apigw.adapters.revocation_list import RevocationList
+from apigw.adapters.saved_instances import SavedInstances
 from apigw.adapters.shadow_log import ShadowLog
 from apigw.config import files
 from apigw.config.model import Config
@@ -107,8 +109,12 @@ class Worker(MultiService):
         probe = HealthProbe(self.deadlines, connector)
         self.backends = Backends(reactor, self.deadlines, connector, probe, random.random)
         self.circuits = Circuits(reactor, lambda: self.backends.pools, lambda gate, old, new: None)
+        saved = SavedInstances(reactor, config.gateway.state_dir, wall)
+        backends = self.backends
+        self.discovery = Discovery(reactor, saved, wall, backends.set_instances, backends.has_instances)
         self._parts = self._stage_parts()
         first = self._generation(Snapshot(config), self.keys, self.api_keys)
+        self.discovery.configure(config)
         self.site = Site(reactor, self.deadlines, wall, first, self.ledger.record)
         self.listeners = Listeners(reactor, self.site)
         self.listeners.apply(self.listeners.prepare(config.listeners))
@@ -125,6 +131,7 @@ class Worker(MultiService):
             self.api_keys,
             self.backends,
             self.circuits,
+            self.discovery,
             FileWatch(reactor, config.config.poll_s, self._fingerprint, self.reloader.reload),
             self._admin(config),
         )
@@ -254,6 +261,7 @@ class Worker(MultiService):
             prepared.discard()
             return
         self.site.swap(self._generation(snapshot, keys, api_keys))
+        self.discovery.configure(config)
         self.listeners.apply(prepared)
         if keys is not self.keys:
             if self.keys is not None:
@@ -361,4 +369,5 @@ class Worker(MultiService):
             keys_usable=None if keys is None else keys.current() is not None,
             keys_seen=None if keys is None else keys.last_success is not None,
             redis_up=None if self.redis is None else self.redis.up,
+            registries=self.discovery.troubles(),
         )

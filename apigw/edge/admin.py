@@ -23,6 +23,7 @@ MAX_CONNECTIONS: Final = 100
 CONNECTION_S: Final = 15.0  # a connection's whole life: one request and its answer
 MAX_REQUEST_BYTES: Final = 65_536  # head and body; nothing here takes a body
 MAX_LOOP_LAG_S: Final = 0.05  # contract section 11
+_MAX_REGISTRIES: Final = 20  # that are down and named on /readyz; /status has all
 
 _JSON: Final = b"application/json"
 _TEXT: Final = b"text/plain; charset=utf-8"
@@ -53,8 +54,12 @@ def judge_readiness(
     keys_usable: bool | None = None,
     keys_seen: bool | None = None,
     redis_up: bool | None = None,
+    registries: Mapping[str, str] | None = None,
 ) -> Readiness:
-    """The rule of /readyz. None for keys and Redis: not configured.
+    """The rule of /readyz. None for keys, Redis and registries: not configured.
+
+    registries: backend -> what is wrong with its discovery. By itself that makes nothing unready: known instances
+    serve without their registry. It says why a backend has no healthy instance.
 
     An instance that has never had a key to verify tokens with is not ready: another one may have some. Keys
     that went out of date and Redis are named and do not make it unready: all instances share them, and taking
@@ -74,6 +79,9 @@ def judge_readiness(
         checks["keys"] = _check(keys_usable, detail, not keys_seen)
     if redis_up is not None:
         checks["redis"] = _check(redis_up, "up" if redis_up else "down: routes follow their fail mode", False)
+    if registries is not None:
+        detail = "; ".join(f"{name}: {why}" for name, why in list(registries.items())[:_MAX_REGISTRIES])
+        checks["registries"] = _check(not registries, detail or "all up", False)
     keys_ready = keys_usable is None or keys_usable or bool(keys_seen)
     ok = config_version is not None and healthy and not draining and in_time and keys_ready
     return Readiness(ok, checks)

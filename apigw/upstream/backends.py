@@ -33,7 +33,10 @@ class Backends(MultiService):
         self._retired: list[Pool] = []
 
     def configure(self, backends: tuple[Backend, ...]) -> Mapping[str, Pool]:
-        """Pools for these backends: known ones updated in place, gone ones retired. Returns the new mapping."""
+        """Pools for these backends: known ones updated in place, gone ones retired. Returns the new mapping.
+
+        A backend with discovery keeps the instances it has, also static ones from before, until set_instances().
+        """
         pools: dict[str, Pool] = {}
         for backend in backends:
             pool = self.pools.get(backend.name)
@@ -78,6 +81,11 @@ class Backends(MultiService):
             pool.update(backend)
             self._checks[backend.name].reconfigured()
 
+    def has_instances(self, name: str) -> bool:
+        """Whether a backend is known with at least one instance."""
+        pool = self.pools.get(name)
+        return pool is not None and bool(pool.members)
+
     def _all_pools(self) -> list[Pool]:
         self._retired = [pool for pool in self._retired if pool.open]
         return [*self.pools.values(), *self._retired]
@@ -93,7 +101,10 @@ class Backends(MultiService):
 
 
 def _with_discovered(backend: Backend, before: Backend) -> Backend:
-    """A reload that leaves a backend's discovery as it is leaves what was discovered too."""
-    if backend.discovery is None or backend.discovery != before.discovery:
+    """A backend with discovery keeps its instances over a reload, also static ones from before it had discovery and
+    those that another registry named, until there is a list. Not those of another service."""
+    if backend.discovery is None:
+        return backend
+    if before.discovery is not None and before.discovery.service != backend.discovery.service:
         return backend
     return evolve(backend, instances=before.instances)
