@@ -109,12 +109,9 @@ class Worker(MultiService):
         probe = HealthProbe(self.deadlines, connector)
         self.backends = Backends(reactor, self.deadlines, connector, probe, random.random)
         self.circuits = Circuits(reactor, lambda: self.backends.pools, lambda gate, old, new: None)
-        saved = SavedInstances(reactor, config.gateway.state_dir, wall)
-        backends = self.backends
-        self.discovery = Discovery(reactor, saved, wall, backends.set_instances, backends.has_instances)
+        self.discovery = self._discovery(config)
         self._parts = self._stage_parts()
         first = self._generation(Snapshot(config), self.keys, self.api_keys)
-        self.discovery.configure(config)
         self.site = Site(reactor, self.deadlines, wall, first, self.ledger.record)
         self.listeners = Listeners(reactor, self.site)
         self.listeners.apply(self.listeners.prepare(config.listeners))
@@ -189,9 +186,15 @@ class Worker(MultiService):
             lambda name: any(tier.tier == name for tier in self.config.rate_limits.tiers),
         )
 
+    def _discovery(self, config: Config) -> Discovery:
+        saved = SavedInstances(self._reactor, config.gateway.state_dir, self._wall)
+        backends = self.backends
+        return Discovery(self._reactor, saved, self._wall, backends.set_instances, backends.has_instances)
+
     def _generation(self, snapshot: Snapshot, keys: JWKS | None, api_keys: APIKeys | None) -> gateway.Generation:
         pools = self.backends.configure(snapshot.config.backends)
         gates = self.circuits.configure(snapshot.config)
+        self.discovery.configure(snapshot.config)
         counters = self.redis or self.local_counters
         return gateway.build(snapshot, self._parts, pools, keys, counters, self.local_counters, api_keys, gates)
 
@@ -261,7 +264,6 @@ class Worker(MultiService):
             prepared.discard()
             return
         self.site.swap(self._generation(snapshot, keys, api_keys))
-        self.discovery.configure(config)
         self.listeners.apply(prepared)
         if keys is not self.keys:
             if self.keys is not None:

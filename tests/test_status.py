@@ -12,6 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from apigw.config.model import (
     APIKeysSection,
     Backend,
+    Discovery,
     Instance,
     JWTSection,
     Listener,
@@ -31,6 +32,9 @@ from tests.e2e.identity import AUDIENCE, ISSUER, key_set
 from tests.edge.authority import certificate
 from tests.servers import free_port, until
 from tests.workers import NOW_S, REACTOR, House, workers
+
+# A backend whose registry is not there.
+FOUND = Backend("found", discovery=Discovery("etcd", "found", endpoints=(f"http://127.0.0.1:{free_port()}",)))
 
 
 @pytest.fixture
@@ -52,7 +56,7 @@ def furnished(house: House, tmp_path: Path) -> Worker:
         api_keys=APIKeysSection(f"sqlite:///{tmp_path / 'keys.db'}"),
         redis=RedisSection(f"redis://127.0.0.1:{free_port()}"),
         rate_limits=RateLimits(store="redis"),
-        backends=(Backend("users", instances, owner="team-users"),),
+        backends=(Backend("users", instances, owner="team-users"), FOUND),
         routes=(Route("users", "/users/*", ("GET",), "users"),),
         sources=(Path("/etc/apigw/apigw.yaml"),),
     )
@@ -94,6 +98,22 @@ def test_a_status_names_who_owns_a_backend_and_which_instance_is_out(furnished: 
     assert down["since_seconds"] >= 0
     assert (up["instance"], up["weight_now"], up["up"], up["slow"]) == (second.label, 1, True, False)
     assert {*down} == {*up}
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_status_says_where_instances_come_from_and_why_there_are_none(furnished: Worker) -> None:
+    await until(lambda: "down: " in str(furnished.discovery.troubles()), REACTOR)
+    backends: Any = status(furnished)["backends"]
+    found = backends["found"]["discovery"]
+    assert (found["up"], found["list"], found["instances"]) == (False, "none", 0) and "refused" in found["last_error"]
+    assert backends["users"]["discovery"] is None and backends["found"]["instances"] == []
+    checks: Any = status(furnished)["checks"]
+    assert checks["registries"]["ok"] is checks["registries"]["required"] is False
+    assert "found: etcd http://127.0.0.1:" in checks["registries"]["detail"]
+    said = series(furnished)
+    assert said["registry_up"] == {(): 0} and said["discovery_up"] == said["discovery_instances"] == {
+        ("found", "etcd"): 0
+    }
 
 
 def test_a_status_says_what_readyz_says(furnished: Worker) -> None:
@@ -167,6 +187,8 @@ async def test_a_status_says_which_revocations_are_in_force(furnished: Worker) -
 def test_every_gauge_of_the_dictionary_has_a_sample(furnished: Worker) -> None:
     gauges = {name for name, metric in METRICS.items() if metric.kind == "gauge"}
     furnished.backends.pools["users"].members[0].check_s = 0.002  # as after its first check
+    for registry in furnished.discovery:
+        registry.last_success_epoch_s = NOW_S  # type: ignore[attr-defined]  # as after its first answer
     assert gauges <= series(furnished).keys()
 
 
@@ -175,7 +197,9 @@ def test_the_gauges_are_those_of_the_parts(furnished: Worker) -> None:
     second.up = False
     said = series(furnished)
     assert said["backend_instance_up"] == {("users", first.label): 1, ("users", second.label): 0}
-    assert said["upstream_connections"] == {("users", "idle"): 0, ("users", "busy"): 0}
+    assert said["upstream_connections"] == {
+        (name, state): 0 for name in ("users", "found") for state in ("idle", "busy")
+    }
     assert said["config_info"] == {("v1",): 1}
     assert said["redis_up"] == {(): 1 if furnished.redis and furnished.redis.up else 0}
     assert said["jwks_last_success_timestamp_seconds"] == {(): NOW_S}

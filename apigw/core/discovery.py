@@ -38,6 +38,7 @@ REASONS: Final = {
 
 # Whoever reaches these gets the machine's credentials. 169.254.169.254 is link-local, these are not.
 _METADATA = frozenset(ipaddress.ip_address(each) for each in ("100.100.100.200", "168.63.129.16", "fd00:ec2::254"))
+_THIS_NETWORK = ipaddress.IPv4Network("0.0.0.0/8")
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 _NAME = re.compile(r"(?=.{1,253}\Z)(?:[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?\.)*[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")  # a last label with which resolvers take a name for an IPv4 address
@@ -86,9 +87,7 @@ class Boundary:
 
     def _judge(self, address: _Address, port: int) -> None:
         for each in (address, *_hidden_in(address)):
-            if each.is_link_local or each.is_multicast or each.is_unspecified or each in _METADATA:
-                raise ValueError("forbidden_address")
-            if each.version == 4 and (each.is_reserved or each in ipaddress.IPv4Network("0.0.0.0/8")):
+            if _is_forbidden(each):
                 raise ValueError("forbidden_address")
             if each.is_loopback:
                 if not self.allow_loopback:
@@ -106,6 +105,21 @@ class Boundary:
         if (name in _LOCAL_NAMES or name.endswith(".localhost")) and not self.allow_loopback:
             raise ValueError("loopback")
         return name
+
+
+def leads_astray(address: str) -> bool:
+    """Whether a name that resolves to this address is not followed, whoever named it."""
+    try:
+        found = ipaddress.ip_address(address)
+    except ValueError:
+        return True
+    return any(_is_forbidden(each) for each in (found, *_hidden_in(found)))
+
+
+def _is_forbidden(address: _Address) -> bool:
+    if address.is_link_local or address.is_multicast or address.is_unspecified or address in _METADATA:
+        return True
+    return address.version == 4 and (address.is_reserved or address in _THIS_NETWORK)
 
 
 def _hidden_in(address: _Address) -> list[_Address]:

@@ -13,6 +13,7 @@ from twisted.internet.threads import deferToThreadPool
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from apigw.core.discovery import leads_astray
 from apigw.net.deadlines import Deadlines
 from apigw.net.transport import TCPTransport
 
@@ -193,7 +194,11 @@ class Connector:
         resolving.addErrback(self._not_found, name)
 
     def _found(self, found: list[Any], name: _Name) -> None:
-        addresses = list(dict.fromkeys((family, sockaddr) for family, _, _, _, sockaddr in found))
+        """Link-local addresses and their like are written as addresses by who means them, not put behind a name."""
+        every = dict.fromkeys((family, sockaddr) for family, _, _, _, sockaddr in found)
+        addresses = [address for address in every if not leads_astray(address[1][0])]
+        if not addresses:
+            raise OSError("the name leads to no address that is connected to")
         self._keep(name, self._reactor.seconds(), addresses)
         for attempt in self._asking.pop(name):
             attempt.begin(addresses)

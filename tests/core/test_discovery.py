@@ -15,6 +15,7 @@ from apigw.core.discovery import (
     Boundary,
     Entry,
     RawEntry,
+    leads_astray,
     scaled,
     sift,
 )
@@ -91,6 +92,24 @@ def test_what_a_registry_may_name_as_a_host(given: object, said: str) -> None:
 def test_what_it_may_name_where_names_and_loopback_are_allowed(given: str, said: str) -> None:
     """What a resolver would read as an IPv4 address is no name: it would go around the rules for addresses."""
     assert verdict(given, OPEN) == said
+
+
+@pytest.mark.parametrize(
+    ("address", "astray"),
+    [
+        ("169.254.169.254", True),
+        ("fe80::1%eth0", True),
+        ("::ffff:169.254.169.254", True),
+        ("fd00:ec2::254", True),
+        ("0.0.0.0", True),
+        ("no address", True),
+        ("127.0.0.1", False),
+        ("10.0.0.1", False),
+        ("2001:db8::1", False),
+    ],
+)
+def test_where_no_name_may_lead(address: str, astray: bool) -> None:
+    assert leads_astray(address) is astray
 
 
 def test_names_of_this_machine_are_loopback() -> None:

@@ -256,6 +256,21 @@ def test_readiness_is_decided_by_what_is_this_instances_own(change: dict[str, An
             assert checks[expected]["ok"] is False
 
 
+def test_a_registry_that_is_down_is_named_and_decides_nothing() -> None:
+    """Instances that are known serve without it; when none is, it says why there is no healthy backend."""
+    down = {"orders": "etcd http://10.0.0.5:2379 /services/orders/: down: refused; no instance is known"}
+    readiness = judge_readiness(**{**_GOOD, "registries": down})
+    assert readiness.ok and readiness.checks["registries"] == {
+        "ok": False,
+        "detail": f"orders: {down['orders']}",
+        "required": False,
+    }
+    assert not judge_readiness(**{**_GOOD, "registries": down, "healthy_backends": 0}).ok
+    assert judge_readiness(**{**_GOOD, "registries": {}}).checks["registries"]["detail"] == "all up"  # type: ignore[index]
+    many = {f"backend-{n}": "down" for n in range(1000)}
+    assert len(judge_readiness(**{**_GOOD, "registries": many}).body()) < 2000
+
+
 def test_a_readiness_does_not_change() -> None:
     readiness = Readiness(True, {})
     with pytest.raises(AttributeError):

@@ -193,6 +193,16 @@ def found(*addresses: tuple[str, int]) -> list[Any]:
     ]
 
 
+@pytest.mark.parametrize("name", ["0xa9fea9fe", "0", "224.1"])
+@run
+async def test_a_name_that_leads_to_a_clouds_metadata_or_nowhere_is_not_followed(net: Any, name: str) -> None:
+    """The resolver reads these as 169.254.169.254, 0.0.0.0 and 224.0.0.1; a name server could say the same."""
+    wanting = Wanting()
+    connector(net).connect(name, unused_port(), 5, wanting)
+    await net.until(wanting.told)
+    assert wanting.failed == [(UNRESOLVED, "the name leads to no address that is connected to")]
+
+
 @run
 async def test_a_name_with_several_addresses_is_tried_through(net: Any) -> None:
     """Nobody listens on the first: the second serves, within one deadline."""

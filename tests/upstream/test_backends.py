@@ -125,6 +125,26 @@ def test_a_reload_keeps_what_was_discovered_and_takes_the_new_settings() -> None
     assert pool.members == []
 
 
+def test_instances_serve_on_while_their_registry_moves_or_takes_over_from_a_static_list() -> None:
+    world = World(USERS)
+    pool = world.backends.pools["users"]
+    members = list(pool.members)
+    world.backends.configure((evolve(USERS, instances=(), discovery=Discovery("etcd", "users")),))
+    assert pool.members == members and world.backends.has_instances("users")
+    world.backends.configure((evolve(USERS, instances=(), discovery=Discovery("consul", "users")),))
+    assert pool.members == members
+    world.backends.set_instances("users", ())
+    assert not world.backends.has_instances("users") and not world.backends.has_instances("nobody")
+
+
+def test_a_backend_that_lists_its_instances_again_has_those() -> None:
+    found = Backend("found", discovery=Discovery("consul", "found"))
+    world = World(found)
+    world.backends.set_instances("found", (Instance("10.0.0.9", 80),))
+    world.backends.configure((evolve(found, discovery=None, instances=(Instance("10.0.0.1", 80),)),))
+    assert [member.label for member in world.backends.pools["found"].members] == ["10.0.0.1:80"]
+
+
 def test_connects_that_failed_in_requests_take_an_instance_out() -> None:
     """The pool tells its own check."""
     world = World(ORDERS, USERS)
