@@ -105,7 +105,7 @@ async def test_a_token_is_read_anew_and_a_refused_one_said(
         await watch.until_down()
         assert watch.registry.last_error == "status 401: Unauthorized" and watch.hosts == ["10.0.0.1:8080*1"]
         (tmp_path / "token").write_text("rotated")
-        await watch.until_up()
+        await until(lambda: watch.registry.up and cluster.watches, REACTOR, 10)
         (tmp_path / "token").write_text("two words")
         cluster.end_watches()
         await watch.until_down()
