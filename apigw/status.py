@@ -41,8 +41,7 @@ def status(worker: "Worker") -> dict[str, object]:
         "revocations": _revocations(worker),
         "api_keys": None if worker.api_keys is None else _api_keys(worker.api_keys),
         "backends": {
-            name: _backend(worker, pool) | worker.circuits.status(name)
-            for name, pool in worker.backends.pools.items()
+            name: _backend(worker, pool) | worker.circuits.status(name) for name, pool in worker.backends.pools.items()
         },
     }
 
