@@ -116,11 +116,18 @@ def request_lines(headers: Iterable[Header], connection: bytes | None, cookies: 
     return lines
 
 
-def reply_lines(headers: Iterable[Header], connection: bytes | None, own: frozenset[bytes]) -> list[bytes]:
-    """A backend's header lines that go on to the client; `own`: names that the gateway answers for this route."""
+def reply_line(header: Header) -> bytes:
+    """A backend's header line as it goes on to the client, with its CRLF; nothing for one that never does."""
+    name, lower, value = header
+    return b"" if lower in _REPLY_DROP else b"%b: %b\r\n" % (name, value)
+
+
+def reply_lines(headers: Iterable[Header], passing: bytes, connection: bytes | None, own: frozenset[bytes]) -> bytes:
+    """A backend's header lines that go on to the client.
+
+    passing: reply_line() of all of them. own: names that the gateway answers for this route.
+    """
     hop = nominated(connection)
-    return [
-        b"%b: %b\r\n" % (name, value)
-        for name, lower, value in headers
-        if lower not in _REPLY_DROP and lower not in own and lower not in hop
-    ]
+    if not own and not hop:
+        return passing
+    return b"".join([reply_line(header) for header in headers if header[1] not in own and header[1] not in hop])

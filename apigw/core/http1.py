@@ -23,6 +23,7 @@ from apigw.constants import (
     MAX_HEADERS,
     MAX_TRAILER_BYTES,
 )
+from apigw.core.headers import reply_line
 from apigw.exchange import Header
 
 # "." is any byte but LF, a fast loop; _clean() has refused every other byte that no value may have.
@@ -40,9 +41,9 @@ _SINGLE = frozenset(
     (b"host", b"content-length", b"transfer-encoding", b"authorization", b"x-api-key", b"expect", b"content-type")
 )
 
-_LINE_BYTES_KEPT = 128  # of one line, and this many of them: 0.5 MiB at most, whatever backends say
+_LINE_BYTES_KEPT = 128  # of one line, and this many of them: 1 MiB at most, whatever backends say
 _LINES_KEPT = 1024
-_lines: dict[bytes, Header] = {}
+_lines: dict[bytes, tuple[Header, bytes]] = {}
 
 
 class MalformedMessage(Exception):
@@ -66,9 +67,12 @@ class Head:
 
     fields: lower-case name -> value, lines of one name joined by ", " (Cookie by "; ").
     content_length is None when absent; chunked is never True together with it.
+    passing: of a response, the lines that go on to the client unless Connection or the route says more.
     """
 
-    __slots__ = ("method", "target", "status", "reason", "http10", "headers", "fields", "content_length", "chunked")
+    __slots__ = (
+        "method", "target", "status", "reason", "http10", "headers", "fields", "content_length", "chunked", "passing",
+    )  # fmt: skip
 
     def __init__(self, headers: list[Header], http10: bool) -> None:
         self.method = ""
@@ -76,6 +80,7 @@ class Head:
         self.status = 0
         self.reason = b""
         self.http10 = http10
+        self.passing = b""
         if len(headers) > MAX_HEADERS:
             raise MalformedMessage("too many header lines")
         fields = {lower: value for _, lower, value in headers}
@@ -116,15 +121,17 @@ def _header(name: bytes, value: bytes) -> Header:
     return name, name.lower(), value.strip(b" \t")
 
 
-def _line(line: bytes) -> Header:
-    """A line of a response's head. Most of a backend's lines are those of its last answer: they are remembered."""
+def _line(line: bytes) -> tuple[Header, bytes]:
+    """A line of a response's head, and as it passes. Most of a backend's lines were in its last answer too: they are
+    remembered."""
     name, _, value = line.partition(b":")
     header = _header(name, value)
+    known = header, reply_line(header)
     if len(line) <= _LINE_BYTES_KEPT:
         if len(_lines) >= _LINES_KEPT:
             _lines.clear()
-        _lines[line] = header
-    return header
+        _lines[line] = known
+    return known
 
 
 def _clean(data: bytes) -> bool:
@@ -170,7 +177,9 @@ def response_head(data: bytes, to_head: bool) -> Head:
         raise MalformedMessage("response head breaks the grammar")
     minor, status, reason, block = match.groups()
     known = _lines.get
-    head = Head([known(line) or _line(line) for line in block.split(b"\r\n")[:-1]], minor == b"0")
+    lines = [known(line) or _line(line) for line in block.split(b"\r\n")[:-1]]
+    head = Head([header for header, _ in lines], minor == b"0")
+    head.passing = b"".join([passing for _, passing in lines])
     head.status = int(status)
     head.reason = reason or b""
     if to_head or head.status < 200 or head.status in (204, 304):

@@ -211,7 +211,7 @@ class Proxying:
         route = self._exchange.route
         fields = head.fields
         own = CORS_REPLY if route is not None and route.cors_origins else _NOTHING
-        lines = b"".join(reply_lines(head.headers, fields.get(b"connection"), own))
+        lines = reply_lines(head.headers, head.passing, fields.get(b"connection"), own)
         length = head.content_length
         if length == 0 and b"content-length" in fields:  # to HEAD, or 304: what a body would have had
             length = int(fields[b"content-length"])
