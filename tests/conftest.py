@@ -2,7 +2,13 @@
 
 import sys
 
+import pytest
+
 if "twisted.internet.reactor" not in sys.modules:
     from apigw.net.reactor import install
 
     install()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "slow: takes more than 5 s; leave it out with -m 'not slow'")

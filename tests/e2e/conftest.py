@@ -11,10 +11,6 @@ Launch = Callable[..., Gateway]
 Change = Callable[[Gateway], None]
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "slow: takes more than 5 s; leave it out with -m 'not slow'")
-
-
 @pytest.fixture(scope="session")
 def origin() -> Iterator[Origin]:
     """The backend that most tests share; a test finds its own requests by their X-Tag."""

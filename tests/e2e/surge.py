@@ -2,8 +2,8 @@
 
     surge.py backend            listens, prints its port, answers everything with 200 until its stdin ends
     surge.py clients JSON       asks `target` on `port` `rate` times a second over `connections` keep-alive connections
-                                for `seconds`, whatever comes back; prints {"answers", "unsent"}. `{n}` in the target
-                                or the head is the number of the request in 20 digits
+                                for `seconds`, whatever comes back; prints {"began_s", "answers", "unsent"}. `{n}` in
+                                the target or the head is the number of the request in 20 digits
 
 A wait is counted from the moment at which the request was due, also when no connection was free then.
 """
@@ -55,7 +55,8 @@ class Clients:
             waits_s = 0.05 if not self._free or due_s > end_s else max(0.0, due_s - now_s)
             for fd, _ in self._epoll.poll(waits_s):
                 self._read(fd, began_s)
-        return {"answers": self._answers, "unsent": int(max(0.0, end_s - due_s) * self._rate) + len(self._due_s)}
+        unsent = int(max(0.0, end_s - due_s) * self._rate) + len(self._due_s)
+        return {"began_s": began_s, "answers": self._answers, "unsent": unsent}
 
     def _ask(self, fd: int, due_s: float) -> None:
         self._due_s[fd] = due_s
@@ -120,9 +121,10 @@ def clients(**plan: Any) -> "subprocess.Popen[str]":
 
 
 class Summary:
-    """What clients saw. `after_s`: answers before that many seconds are left out."""
+    """What clients saw; `began_s` is of time.monotonic(). `after_s`: answers before it are left out."""
 
     def __init__(self, said: dict[str, Any], after_s: float = 0.0) -> None:
+        self.began_s: float = said["began_s"]
         self.answers = [answer for answer in said["answers"] if answer[0] >= after_s]
         self.unsent: int = said["unsent"]
         self.statuses = Counter(status for _, status, _ in self.answers)

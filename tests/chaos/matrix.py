@@ -1,0 +1,124 @@
+"""`make chaos`: every fault, of one instance of three and of all, under load; what the others and its clients notice.
+
+    python -m tests.chaos.matrix [--fault NAME]... [--scope one|all|gateway]... [--json FILE] [--rounds N]
+
+Prints a row as soon as a cell is judged, and the reasons below the table. Exit status 1: a cell is not green.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, Iterator
+
+import attrs
+
+from tests.chaos.faults import ALL, FAULTS, GATEWAY, GATEWAY_FAULT, ONE, Fault
+from tests.chaos.judge import Verdict, judge
+from tests.chaos.world import Plan, World, limits
+
+ATTEMPTS = 3  # of a cell that failed by time alone
+RUN_S = 45 * 60  # then the rest is not begun: a run ends
+_COLUMNS = (
+    ("fault", 22), ("of", 12), ("its clients got", 40), ("worst ms", 9), ("others' p99 ms", 22), ("errors", 6),
+    ("recovered s", 11), ("memory MiB", 14), ("tries", 5), ("", 5),
+)  # fmt: skip
+
+Cell = tuple[Fault, str]
+
+
+def cells(faults: list[str], scopes: list[str]) -> Iterator[Cell]:
+    """Those chosen by the beginnings of their names; all, when none are named. The gateway's own comes last."""
+
+    def chosen(name: str, among: list[str]) -> bool:
+        return not among or any(name.startswith(word) for word in among)
+
+    for scope in (ONE, ALL):
+        if chosen(scope, scopes):
+            yield from ((fault, scope) for fault in FAULTS if chosen(fault.name, faults))
+    if chosen(GATEWAY.removeprefix("the "), scopes) and chosen(GATEWAY_FAULT.name, faults):
+        yield GATEWAY_FAULT, GATEWAY
+
+
+def measure(world: World, cell: Cell, attempts: int = ATTEMPTS, **more: float) -> tuple[Verdict, int]:
+    """The verdict, and of how many attempts. Again only when all that is wrong is time."""
+    fault, scope = cell
+    allowed = limits(scope != ONE, **more)
+    for attempt in range(1, attempts + 1):
+        verdict = judge(world.run(fault, scope != ONE), allowed)
+        if verdict.green or verdict.wrong:
+            break
+    return verdict, attempt
+
+
+def row(cell: Cell, verdict: Verdict, attempts: int) -> str:
+    """One line of the table."""
+    found: dict[str, Any] = verdict.figures
+    quiet_s, fault_s = found["others_p99_quiet_s"], found["others_p99_fault_s"]
+    texts = (
+        cell[0].name,
+        cell[1],
+        " ".join(f"{name}:{count}" for name, count in sorted(found["answers"].items())),
+        f"{found['worst_answer_s'] * 1000:.0f}",
+        f"{quiet_s * 1000:.2f} -> {fault_s * 1000:.2f} {fault_s / quiet_s - 1:+.0%}",
+        str(found["others_errors"]),
+        f"{found['recovered_s']:.2f}",
+        f"{found['rss_before_bytes'] / 2**20:.1f} -> {found['rss_after_bytes'] / 2**20:.1f}",
+        str(attempts),
+        "ok" if verdict.green else "FAIL",
+    )
+    return line(texts)
+
+
+def line(texts: tuple[str, ...]) -> str:
+    return "  ".join(text.ljust(width) for text, (_, width) in zip(texts, _COLUMNS, strict=True)).rstrip()
+
+
+def reasons(cell: Cell, verdict: Verdict) -> Iterator[str]:
+    for reason in (*verdict.wrong, *verdict.late):
+        yield f"{cell[0].name}, {cell[1]}: {reason}"
+    if verdict.late and verdict.starved:
+        yield f"{cell[0].name}, {cell[1]}: the machine was busy meanwhile: measure again at a quieter time"
+
+
+def run(chosen: list[Cell], plan: Plan) -> tuple[list[dict[str, Any]], bool]:
+    """All cells in one world, printed as they come: the figures, and whether all is green."""
+    results, found = [], []
+    end_s = time.monotonic() + RUN_S
+    print(line(tuple(name for name, _ in _COLUMNS)), flush=True)
+    with tempfile.TemporaryDirectory(prefix="apigw-chaos-") as work, World(Path(work), plan) as world:
+        for cell in chosen:
+            if time.monotonic() > end_s:
+                found.append(f"{cell[0].name}, {cell[1]}: not begun, the run has taken too long")
+                continue
+            verdict, attempts = measure(world, cell)
+            print(row(cell, verdict, attempts), flush=True)
+            found += reasons(cell, verdict)
+            results.append({"fault": cell[0].name, "of": cell[1], "attempts": attempts, "green": verdict.green})
+            results[-1] |= attrs.asdict(verdict, recurse=True)
+        left = world.settled(world.base)
+    found += [f"after all cells: did not come back: {what}" for what in left.grown(world.base)]
+    print("\n".join(["", *found]) if found else f"\nall {len(results)} cells are green")
+    return results, not found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--fault", action="append", default=[], help="the beginning of a fault's name")
+    parser.add_argument("--scope", action="append", default=[], choices=["one", "all", "gateway"])
+    parser.add_argument("--rounds", type=int, default=Plan().rounds, help="faults of a cell, quiet spans in between")
+    parser.add_argument("--json", type=Path, help="all figures")
+    options = parser.parse_args()
+    chosen = list(cells(options.fault, options.scope))
+    if not chosen:
+        parser.error("no cell has such a name")
+    results, green = run(chosen, Plan(rounds=options.rounds))
+    if options.json is not None:
+        options.json.write_text(json.dumps(results, indent=1) + "\n")
+    return 0 if green else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,58 @@
+"""The fault matrix in its short form: a few cells, each once, wide bounds for time and none for anything else."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import attrs
+import pytest
+
+from tests.chaos.faults import ALL, FAULTS, GATEWAY, GATEWAY_FAULT, ONE, Fault
+from tests.chaos.judge import judge
+from tests.chaos.matrix import measure
+from tests.chaos.world import Plan, World, limits
+
+SHORT = Plan(rounds=1, warm_s=0.8, quiet_s=2.0, fault_s=4.0, other_rate=100.0)
+LENIENT = {"rise": 0.5, "floor_s": 0.025, "grace_s": 0.25}  # CI's machine is anybody's
+
+
+def fault(name: str) -> Fault:
+    return next(fault for fault in FAULTS if fault.name == name)
+
+
+CELLS = [
+    (fault("accepts and hangs"), ONE),
+    (fault("refused"), ALL),
+    (fault("blackholed"), ALL),
+    (GATEWAY_FAULT, GATEWAY),
+]
+
+
+class Coupled(World):
+    """The gateway stands still 30 ms of 150 while the fault lasts: what a loop that a backend holds up looks like."""
+
+    def _break(self, fault: Fault, all_instances: bool, until_s: float) -> None:
+        while time.monotonic() < until_s:
+            os.kill(self._pid(), signal.SIGSTOP)
+            time.sleep(0.03)
+            os.kill(self._pid(), signal.SIGCONT)
+            time.sleep(0.12)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_one_failing_backend_changes_nothing_for_the_others_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    """Others: no error, no slower. Its clients: the contract's answers. Then: memory, sockets, threads as before."""
+    with World(tmp_path, SHORT) as world:
+        for cell in CELLS:
+            verdict, _ = measure(world, cell, attempts=2, **LENIENT)
+            assert verdict.green, (cell[0].name, cell[1], verdict)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_a_gateway_that_lets_one_backend_hold_up_the_others_is_found_out(tmp_path: Path) -> None:
+    with Coupled(tmp_path, attrs.evolve(SHORT, other_rate=60.0)) as world:
+        verdict = judge(world.run(fault("half of requests 500"), False), limits(False))
+        assert any(reason.startswith("the others' p99 rose") for reason in verdict.late), verdict

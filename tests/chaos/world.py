@@ -1,0 +1,293 @@
+"""What a matrix needs: one gateway, a backend of three instances that fail on command, two others, and a control.
+
+clients of the victim ------> gateway -----> instance.py x 3     /one/* by the defaults of the circuit breaker,
+surge.py clients x 2 -------> gateway -----> surge.py backend x 2         /all/* by one scaled to seconds
+surge.py clients (control) ---------------> surge.py backend     the machine alone: no gateway in between
+"""
+
+import os
+import resource
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from attrs import frozen
+
+from tests.chaos import clients
+from tests.chaos.faults import GATEWAY_FAULT, WARM_UP, Fault
+from tests.chaos.judge import Limits, Record, Resources, Sample
+from tests.e2e import surge
+from tests.e2e.gateway import Gateway, backend, route
+
+TIMEOUT_S = 1.0  # of the victim's routes
+HEALTH_INTERVAL_S, UNHEALTHY_AFTER, HEALTHY_AFTER = 0.5, 3, 2
+INSTANCES = 3
+OTHERS = ("left", "right")
+MOST_CONNECTIONS = 50  # of the victim's pool: fewer than its clients have open when all of it hangs
+BREAKER = {"window_seconds": 4, "min_requests": 20, "open_seconds": 2, "recovery_seconds": 4}  # for "all instances"
+_SETTLE_S = 12.0
+_EATERS = 150  # idle clients that take the descriptors which others give back
+# A check that was under way when things changed, the ticks of the poller, and processes that wait for a core.
+_DETECT_MARGIN_S, _RECOVER_MARGIN_S = 0.8, 0.5
+
+
+@frozen
+class Plan:
+    """How long and how often. A quiet span follows the last fault too."""
+
+    rounds: int = 2
+    warm_s: float = 1.5
+    quiet_s: float = 4.0
+    fault_s: float = 6.0
+    victim_rate: float = 40.0
+    other_rate: float = 150.0  # each, and of the control
+
+
+def limits(all_instances: bool, **more: float) -> Limits:
+    """In a scaled world. One instance: health checks decide; all: the breaker's schedule, in the worst case."""
+    recover_s = HEALTHY_AFTER * HEALTH_INTERVAL_S + _RECOVER_MARGIN_S
+    if all_instances:  # a last probe failed just before the healing
+        recover_s += BREAKER["open_seconds"] + BREAKER["recovery_seconds"]
+    detect_s = (UNHEALTHY_AFTER + 1) * HEALTH_INTERVAL_S + _DETECT_MARGIN_S
+    return Limits(timeout_s=TIMEOUT_S, detect_s=detect_s, recover_s=recover_s, **more)
+
+
+class Switched:
+    """An instance.py process."""
+
+    def __init__(self) -> None:
+        command = [sys.executable, str(Path(__file__).with_name("instance.py"))]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self._stopped = False
+        self.port = int(self._line())
+
+    def _line(self) -> str:
+        assert self._process.stdout is not None
+        readable, _, _ = select.select([self._process.stdout], [], [], 10)
+        line = self._process.stdout.readline() if readable else ""
+        assert line, "an instance does not answer"
+        return line.strip()  # "" when it has seen no POST
+
+    def say(self, word: str) -> str:
+        assert self._process.stdin is not None
+        self._process.stdin.write(word + "\n")
+        self._process.stdin.flush()
+        return self._line()
+
+    def become(self, mode: str | None) -> None:
+        """The mode is in force when this returns. None: stopped."""
+        if self._stopped:
+            self._process.send_signal(signal.SIGCONT)
+        self._stopped = mode is None
+        if mode is None:
+            self._process.send_signal(signal.SIGSTOP)
+        else:
+            assert self.say(mode) == mode
+
+    def end(self) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+
+class World:
+    """Enter it, then run() cells one after another: what one leaves behind the next would find."""
+
+    def __init__(self, work: Path, plan: Plan) -> None:
+        self.plan = plan
+        self._work = work
+        self._stack = ExitStack()
+
+    def __enter__(self) -> "World":
+        with self._stack:
+            self.instances = [Switched() for _ in range(INSTANCES)]
+            for instance in self.instances:
+                self._stack.callback(instance.end)
+            self._other_ports = {name: self._quick_backend() for name in OTHERS}
+            self._control_port = self._quick_backend()
+            self.gateway = Gateway(self._work, 1)
+            self._furnish()
+            self._stack.callback(self.gateway.kill)
+            self.gateway.start()
+            self._warm_up()
+            self._stack = self._stack.pop_all()
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        with self._stack:
+            if kind is None:
+                self.gateway.assert_accounts()
+                self.gateway.stop()
+
+    def _quick_backend(self) -> int:
+        process = surge.start("backend")
+        self._stack.callback(process.communicate, timeout=5)  # its end of input ends it
+        assert process.stdout is not None
+        return int(process.stdout.readline())
+
+    def _furnish(self) -> None:
+        victim = {
+            "health_check_interval_ms": round(HEALTH_INTERVAL_S * 1000),
+            "unhealthy_after": UNHEALTHY_AFTER,
+            "healthy_after": HEALTHY_AFTER,
+            "max_connections": MOST_CONNECTIONS,
+            "min_connections": 2,
+            "idle_timeout_seconds": 2,
+        }
+        ports = [instance.port for instance in self.instances]
+        self.gateway.settings["backends"] = [
+            backend("one", *ports, **victim),
+            backend("all", *ports, **victim, circuit_breaker=BREAKER),
+            *(
+                backend(name, port, min_connections=10, health_check_interval_ms=1000)
+                for name, port in self._other_ports.items()
+            ),
+        ]
+        self.gateway.settings["routes"] = [
+            *(route(name, f"/{name}/*", name, timeout_ms=round(TIMEOUT_S * 1000)) for name in ("one", "all")),
+            *(route(name, f"/{name}/*", name) for name in OTHERS),
+        ]
+
+    def _warm_up(self) -> None:
+        """As many requests at once as there will ever be: what that takes the first time is no growth."""
+        for victim in ("one", "all"):
+            with self._load(victim, 2 * TIMEOUT_S) as (_, _, watching):
+                self._break(WARM_UP, True, time.monotonic() + 2 * TIMEOUT_S)
+                clients.seen(watching, 20)
+        self._doubled_posts()  # and forget them: each load has the same numbers
+        self.base = self.settled()
+
+    # -- one cell
+
+    def run(self, fault: Fault, all_instances: bool) -> Record:
+        """Quiet and faulty spans in turns under load, then what the gateway is left with."""
+        plan, victim = self.plan, "all" if all_instances else "one"
+        recover_s = limits(all_instances).recover_s
+        seconds = plan.warm_s + plan.rounds * (plan.quiet_s + plan.fault_s + recover_s) + plan.quiet_s
+        before = self.settled()
+        with self._load(victim, seconds) as (others, control, watching):
+            now_s = time.monotonic() + plan.warm_s
+            quiet, faulty = [], []
+            for _ in range(plan.rounds):
+                quiet.append((now_s, now_s + plan.quiet_s))
+                _sleep_until(quiet[-1][1])
+                began_s = time.monotonic()
+                self._break(fault, all_instances, began_s + plan.fault_s)
+                faulty.append((began_s, time.monotonic()))
+                now_s = faulty[-1][1] + recover_s
+            quiet.append((now_s, now_s + plan.quiet_s / 2))
+            summaries = {name: surge.summary(process, seconds + 20) for name, process in others.items()}
+            alone = surge.summary(control, 20)
+            seen = clients.seen(watching, 20)
+        return Record(
+            fault=fault,
+            all_instances=all_instances,
+            victim=victim,
+            quiet=tuple(quiet),
+            faulty=tuple(faulty),
+            others={name: _samples(summary) for name, summary in summaries.items()},
+            unsent={name: summary.unsent for name, summary in summaries.items()},
+            control=_samples(alone),
+            seen=seen,
+            before=before,
+            after=self.settled(before),
+            doubled_posts=self._doubled_posts(),
+        )
+
+    @contextmanager
+    def _load(self, victim: str, seconds: float) -> "Iterator[tuple[dict[str, Process], Process, Process]]":
+        """All the clients, ended at the latest when the block ends."""
+        rate, port = self.plan.other_rate, self.gateway.http
+        plan = {"rate": rate, "connections": 10, "seconds": seconds}
+        others = {name: surge.clients(port=port, target=f"/{name}/x", **plan) for name in OTHERS}
+        control = surge.clients(port=self._control_port, target="/x", **plan)
+        watching = clients.start(port=port, target=f"/{victim}/x", rate=self.plan.victim_rate, seconds=seconds)
+        try:
+            yield others, control, watching
+        finally:
+            for process in (*others.values(), control, watching):
+                process.kill()
+                process.communicate()
+
+    def _break(self, fault: Fault, all_instances: bool, until_s: float) -> None:
+        """Fail, wait, heal."""
+        chosen = self.instances if all_instances else self.instances[:1]
+        with self._no_descriptors() if fault is GATEWAY_FAULT else ExitStack():
+            try:
+                while (now_s := time.monotonic()) < until_s - 0.1:
+                    _become(chosen, fault.mode)
+                    _sleep_until(until_s if fault.flap_s is None else min(until_s, now_s + fault.flap_s))
+                    if fault.flap_s is not None:
+                        _become(chosen, "ok")
+                        _sleep_until(min(until_s, now_s + 2 * fault.flap_s))
+            finally:
+                _become(chosen, "ok")
+
+    @contextmanager
+    def _no_descriptors(self) -> Iterator[None]:
+        """The daemon may not open one more, and idle clients wait for each that it gives back."""
+        pid = self._pid()
+        _, hard = was = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        highest = max(int(name) for name in os.listdir(f"/proc/{pid}/fd"))
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (highest + 1, hard))
+        eaters: list[socket.socket] = []
+        try:
+            eaters += (socket.create_connection(("127.0.0.1", self.gateway.http)) for _ in range(_EATERS))
+            yield
+        finally:
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, was)
+            for eater in eaters:
+                eater.close()
+
+    def _doubled_posts(self) -> int:
+        posts = Counter(post for instance in self.instances for post in instance.say("posts").split())
+        return sum(count > 1 for count in posts.values())
+
+    # -- what the gateway holds
+
+    def settled(self, before: Resources | None = None) -> Resources:
+        """When it is quiet, and has given back what it took since `before`; or as it is after _SETTLE_S."""
+        end_s = time.monotonic() + _SETTLE_S
+        while True:
+            now = self._resources()
+            if not (now.busy() if before is None else now.grown(before)) or time.monotonic() > end_s:
+                return now
+            time.sleep(0.2)
+
+    def _resources(self) -> Resources:
+        pid = self._pid()
+        status = self.gateway.status()
+        pools = {
+            name: {**found["connections"], "most": found["max_connections"]}
+            for name, found in status["backends"].items()
+        }
+        pooled = sum(pool["open"] for pool in pools.values())
+        threads = len(os.listdir(f"/proc/{pid}/task"))
+        descriptors = len(os.listdir(f"/proc/{pid}/fd")) - pooled - status["connections"]
+        return Resources(self.gateway.rss_bytes(), descriptors, threads, status["in_flight"], pools)
+
+    def _pid(self) -> int:
+        assert self.gateway.process is not None
+        return self.gateway.process.pid
+
+
+Process = subprocess.Popen[str]
+
+
+def _become(instances: Sequence[Switched], mode: str | None) -> None:
+    for instance in instances:
+        instance.become(mode)
+
+
+def _samples(summary: surge.Summary) -> list[Sample]:
+    return [(summary.began_s + at_s, status, wait_s) for at_s, status, wait_s in summary.answers]
+
+
+def _sleep_until(moment_s: float) -> None:
+    time.sleep(max(0.0, moment_s - time.monotonic()))
