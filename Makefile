@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --requir
 SYSTEM_PACKAGES := redis-server:redis-server curl:curl postgresql:postgres etcd-server:etcd dnsmasq-base:dnsmasq
 FLAGS ?=
 
-.PHONY: run test bench check format lock clean .venv system-packages
+.PHONY: run test chaos bench check format lock clean .venv system-packages
 .DELETE_ON_ERROR:
 
 run: .venv/installed .venv/bin/apigwctl  ## the gateway with sample backends and an identity service; Ctrl-C stops all of it
@@ -17,6 +17,9 @@ run: .venv/installed .venv/bin/apigwctl  ## the gateway with sample backends and
 
 test: check system-packages  ## the checks and all tests; FLAGS="-k name -x" goes to pytest
 	$(BIN)/python -m pytest $(FLAGS)
+
+chaos: .venv/installed-test  ## the fault matrix, docs/chaos.md; FLAGS="--fault refused --scope one" goes to it
+	$(BIN)/python -m tests.chaos.matrix $(FLAGS)
 
 bench: .venv/installed system-packages  ## the benchmark with peers, docs/benchmarking.md; FLAGS="--quick" goes to it
 	$(BIN)/python bench/run.py $(FLAGS)

@@ -19,7 +19,7 @@ class Fault:
     mode      what tests/chaos/instance.py is told; None: SIGSTOP
     seen      health checks fail too: soon the instance is out of rotation, and no client meets the fault
     flap_s    the fault comes and goes, for so long each
-    slow_body the body may take longer than the route's timeout, since it moves
+    slow_body a whole body may take longer than the route's timeout, since it moves
     """
 
     name: str

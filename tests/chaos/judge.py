@@ -19,6 +19,7 @@ FLOOR_S = 0.001  # a rise below it is no rise: the generators themselves sleep i
 GRACE_S = 0.050  # above the route's timeout, for any answer
 WINDOW_S = 2.0  # one p99 each; a cell compares medians of several
 RSS_RISE = 0.05
+_ON_ITS_WAY_S = 0.25  # a request sent so shortly before the fault may meet it
 _LEAST_IN_A_WINDOW = 100  # answers; with fewer, a p99 says nothing
 
 Span = tuple[float, float]  # begin and end, of time.monotonic()
@@ -192,16 +193,16 @@ def answers(record: Record) -> Counter[str]:
 
 
 def worst_answer_s(record: Record) -> float:
-    """The longest wait for an answer's first byte; for its last where the body is not slow on purpose."""
+    """The longest wait for an answer's end; for its first byte where a body is slow on purpose and comes whole."""
     return max((_answered_s(seen, record.fault) for seen in record.seen), default=0.0)
 
 
 def _answered_s(seen: Seen, fault: Fault) -> float:
-    return seen.first_s if fault.slow_body and seen.status else seen.took_s
+    return seen.first_s if fault.slow_body and seen.whole else seen.took_s
 
 
-def _within(seen: Seen, spans: Iterable[Span], after_s: float = 0.0) -> bool:
-    return any(begin_s + after_s <= seen.due_s < end_s for begin_s, end_s in spans)
+def _within(seen: Seen, spans: Iterable[Span], after_s: float = 0.0, before_s: float = 0.0) -> bool:
+    return any(begin_s + after_s - before_s <= seen.due_s < end_s for begin_s, end_s in spans)
 
 
 def contract(record: Record, limits: Limits) -> tuple[list[str], list[str]]:
@@ -245,7 +246,7 @@ def _against_contract(seen: Seen, record: Record) -> str | None:
 def _against_time(seen: Seen, record: Record, limits: Limits) -> str | None:
     """Whether something other than 200 may be given at this moment."""
     got = outcome(seen)
-    if _within(seen, record.quiet):
+    if _within(seen, record.quiet) and not _within(seen, record.faulty, before_s=_ON_ITS_WAY_S):
         return f"{got} while all was well"
     if _known_out(seen, record, limits):
         return None if got == UNAVAILABLE else f"{got} though no instance was to be in rotation"

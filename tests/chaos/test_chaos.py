@@ -13,7 +13,7 @@ from tests.chaos.judge import judge
 from tests.chaos.matrix import measure
 from tests.chaos.world import Plan, World, limits
 
-SHORT = Plan(rounds=1, warm_s=0.8, quiet_s=2.0, fault_s=4.0, other_rate=100.0)
+SHORT = Plan(rounds=1, warm_s=0.8, quiet_s=1.6, fault_s=4.0, other_rate=120.0)
 LENIENT = {"rise": 0.5, "floor_s": 0.025, "grace_s": 0.25}  # CI's machine is anybody's
 
 
@@ -23,7 +23,7 @@ def fault(name: str) -> Fault:
 
 CELLS = [
     (fault("accepts and hangs"), ONE),
-    (fault("refused"), ALL),
+    (fault("garbage"), ONE),
     (fault("blackholed"), ALL),
     (GATEWAY_FAULT, GATEWAY),
 ]
@@ -53,6 +53,6 @@ def test_one_failing_backend_changes_nothing_for_the_others_and_leaves_nothing_b
 @pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_a_gateway_that_lets_one_backend_hold_up_the_others_is_found_out(tmp_path: Path) -> None:
-    with Coupled(tmp_path, attrs.evolve(SHORT, other_rate=60.0)) as world:
+    with Coupled(tmp_path, attrs.evolve(SHORT, fault_s=3.0)) as world:
         verdict = judge(world.run(fault("half of requests 500"), False), limits(False))
         assert any(reason.startswith("the others' p99 rose") for reason in verdict.late), verdict

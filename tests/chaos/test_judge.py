@@ -137,8 +137,15 @@ def test_an_answer_later_than_the_timeout_and_its_grace_is_late() -> None:
     assert verdict(asked(5.0, 504, took_s=1.06)).late == ["1 answers after up to 1.060 s, timeout 1.0 s"]
 
 
-def test_a_slow_body_may_last_but_its_head_may_not() -> None:
+def test_a_request_on_its_way_when_the_fault_begins_may_meet_it() -> None:
+    assert verdict(asked(3.9, 504)).green
+    assert verdict(asked(3.7, 504)).wrong == ["1 x 504 while all was well"]
+
+
+def test_a_slow_body_may_last_but_its_head_may_not_nor_its_end_when_it_is_cut() -> None:
     assert verdict(asked(5.0, took_s=2.5), name="slow-drip body").green
+    cut = asked(5.0, took_s=1.2, whole=False)
+    assert verdict(cut, name="slow-drip body").late == ["1 answers after up to 1.200 s, timeout 1.0 s"]
     late = asked(5.0, first_s=1.2, took_s=2.5)
     assert verdict(late, name="slow-drip body").late == ["1 answers after up to 1.200 s, timeout 1.0 s"]
 
