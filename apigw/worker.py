@@ -372,4 +372,5 @@ class Worker(MultiService):
             keys_seen=None if keys is None else keys.last_success is not None,
             redis_up=None if self.redis is None else self.redis.up,
             registries=self.discovery.troubles(),
+            store_up=None if self.store is None else self.store.up and self.store.listening,
         )

@@ -55,8 +55,9 @@ def judge_readiness(
     keys_seen: bool | None = None,
     redis_up: bool | None = None,
     registries: Mapping[str, str] | None = None,
+    store_up: bool | None = None,
 ) -> Readiness:
-    """The rule of /readyz. None for keys, Redis and registries: not configured.
+    """The rule of /readyz. None for keys, Redis (redis: rate limits; store: all else) and registries: not configured.
 
     registries: backend -> what is wrong with its discovery. By itself that makes nothing unready: known instances
     serve without their registry. It says why a backend has no healthy instance.
@@ -82,6 +83,9 @@ def judge_readiness(
     if registries is not None:
         detail = "; ".join(f"{name}: {why}" for name, why in list(registries.items())[:_MAX_REGISTRIES])
         checks["registries"] = _check(not registries, detail or "all up", False)
+    if store_up is not None:
+        detail = "up" if store_up else "down: revocations and API keys as last known, or as the database says"
+        checks["shared_store"] = _check(store_up, detail, False)
     keys_ready = keys_usable is None or keys_usable or bool(keys_seen)
     ok = config_version is not None and healthy and not draining and in_time and keys_ready
     return Readiness(ok, checks)

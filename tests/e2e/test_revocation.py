@@ -15,6 +15,7 @@ from tests.e2e.conftest import Launch
 from tests.e2e.gateway import Gateway
 from tests.e2e.identity import bearer
 from tests.e2e.load import Load, percentile
+from tests.e2e.test_apigwctl import ctl
 from tests.servers import RedisServer, redis_server
 
 EFFECTIVE_S = 5.0  # contract section 7
@@ -105,6 +106,24 @@ def test_a_revoked_token_and_a_revoked_user_are_refused_on_all_gateways_at_once(
         assert status(gateway, other) == status(gateway, new) == 200
         assert gateway.metric("auth_failures_total", reason="revoked") >= 2
         assert (gateway.metric("revocations", kind="token"), gateway.metric("revocations", kind="user")) == (1, 1)
+
+
+def test_what_an_operator_revokes_is_refused_on_all_gateways_at_once(launch: Launch, redis: RedisServer) -> None:
+    """By the token itself, and all of a user's; whoever logs in again gets in."""
+    gateways = [listening(launch, redis) for _ in range(2)]
+    now = int(time.time())
+    stolen, other = bearer("ann", jti="t-1"), bearer("bob", iat=now - 100)
+    for gateway in gateways:
+        assert [status(gateway, each) for each in (stolen, other)] == [200, 200]
+    ctl(gateways[0], "tokens", "revoke", "-", stdin=stolen[1].removeprefix("Bearer "))
+    assert until_refused(gateways, stolen, time.monotonic()) < 1.0
+    ctl(gateways[1], "tokens", "revoke", "--user", "bob", "--expires-in", "1h")
+    assert until_refused(gateways, other, time.monotonic()) < 1.0
+    time.sleep(1.1)  # iat is in whole seconds
+    again = bearer("bob", iat=int(time.time()))
+    assert [status(gateway, each) for gateway in gateways for each in (bearer("ann", jti="t-2"), again)] == [200] * 4
+    listed = ctl(gateways[0], "tokens", "list", "--json").json()
+    assert {one.get("jti") or one.get("user_id") for one in listed} == {"t-1", "bob"}
 
 
 def test_a_revocation_whose_message_is_lost_counts_within_five_seconds(launch: Launch, redis: RedisServer) -> None:

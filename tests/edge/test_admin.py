@@ -224,6 +224,7 @@ _GOOD: dict[str, Any] = {
     "loop_lag_s": 0.001,
     "keys_usable": True,
     "redis_up": True,
+    "store_up": True,
 }
 
 
@@ -239,19 +240,19 @@ _GOOD: dict[str, Any] = {
         ({"keys_usable": False, "keys_seen": True}, True),  # out of date: named, but shared by all instances
         ({"keys_usable": False, "keys_seen": False}, False),  # never had one: another instance may
         ({"redis_up": False}, True),
-        ({"keys_usable": None, "redis_up": None}, True),
+        ({"store_up": False}, True),
+        ({"keys_usable": None, "redis_up": None, "store_up": None}, True),
     ],
 )
 def test_readiness_is_decided_by_what_is_this_instances_own(change: dict[str, Any], ok: bool) -> None:
     readiness = judge_readiness(**{**_GOOD, **change})
     assert readiness.ok is ok
     checks = json.loads(readiness.body())["checks"]
-    wanted = {"configuration", "backends", "draining", "loop", "keys", "redis"}
-    assert set(checks) == wanted - {"keys" if change.get("keys_usable", 1) is None else ""} - {
-        "redis" if change.get("redis_up", 1) is None else ""
-    }
+    wanted = {"configuration", "backends", "draining", "loop"}
+    optional = {"keys_usable": "keys", "redis_up": "redis", "store_up": "shared_store"}
+    assert set(checks) == wanted | {check for name, check in optional.items() if change.get(name, True) is not None}
     assert ok == all(check["ok"] for check in checks.values() if check["required"])
-    for name, expected in (("keys_usable", "keys"), ("redis_up", "redis")):
+    for name, expected in optional.items():
         if change.get(name) is False:
             assert checks[expected]["ok"] is False
 
