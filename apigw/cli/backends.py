@@ -41,7 +41,6 @@ def backends(settings: Settings, name: str | None, as_json: bool) -> None:
 def _backend_row(name: str, backend: dict[str, Any]) -> tuple[object, ...]:
     instances, connections = backend.get("instances", ()), backend.get("connections", {})
     up = sum(bool(one.get("up")) for one in instances)
-    circuit = backend.get("circuit")
     return (
         name,
         backend.get("owner"),
@@ -50,8 +49,18 @@ def _backend_row(name: str, backend: dict[str, Any]) -> tuple[object, ...]:
         connections.get("busy"),
         connections.get("idle"),
         connections.get("waiting"),
-        circuit.get("state") if isinstance(circuit, dict) else circuit,
+        _circuit(backend.get("circuit")),
     )
+
+
+def _circuit(circuit: dict[str, Any] | None) -> str | None:
+    """`open, 12 s left`, or the share of requests that is let through while it closes again."""
+    if circuit is None:
+        return None
+    left_s, share = circuit.get("open_seconds_left"), circuit.get("share", 1.0)
+    if left_s is not None:
+        return f"{circuit.get('state')}, {left_s:.0f} s left"
+    return f"{circuit.get('state')}, {share:.0%} let through" if 0.0 < share < 1.0 else str(circuit.get("state"))
 
 
 def _instance_row(name: str, instance: dict[str, Any]) -> tuple[object, ...]:

@@ -145,7 +145,9 @@ def _check_names(settings: Settings, tier: str | None, scopes: tuple[str, ...]) 
     """A tier that does not exist is refused; a scope that no route wants may be meant for a route to come."""
     config = settings.main
     tiers = {each.tier for each in config.rate_limits.tiers}
-    if tier is not None and tier not in tiers:
+    if tier is not None and tier not in tiers and config.config.source != "files":
+        warn(f"{settings.main_file} has no tier {shown(tier)}; whether {config.config.source} has it is not known here")
+    elif tier is not None and tier not in tiers:
         if not settings.complete:
             raise Refused(f"whether there is a tier {shown(tier)} is not known: the configuration has errors")
         raise Refused(f"the configuration has no tier {shown(tier)}{nearest(tier, tiers)}")

@@ -7,6 +7,7 @@
 
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -77,7 +78,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter's own flush at the end
     except OSError as error:
         warn(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+    except Exception as error:  # its words may hold anything, a secret too
+        warn(f"a defect of apigwctl itself: {type(error).__name__} at {_place(error)}; please report it")
     return FAILED
+
+
+def _place(error: BaseException) -> str:
+    """FILE:LINE of ours where it was raised, or through which it came."""
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [frame for frame in frames if "apigw" in Path(frame.filename).parts] or frames
+    return f"{Path(ours[-1].filename).name}:{ours[-1].lineno}"
 
 
 if __name__ == "__main__":

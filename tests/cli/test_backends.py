@@ -1,5 +1,7 @@
 """`apigwctl backends` of a real gateway."""
 
+import pytest
+
 from apigw.cli.backends import _backend_row, _instance_row
 from tests.cli.tool import run
 from tests.e2e.gateway import Gateway
@@ -30,5 +32,16 @@ def test_why_and_since_when() -> None:
     assert _instance_row("b", {**instance, "weight_now": 0, "in_flight": 1}) == (
         "b", "a:1", "OUT", "5 min", "status 500", 3, 0, 1, None
     )  # fmt: skip
-    assert _backend_row("b", {"circuit": {"state": "open"}})[-1] == "open"
-    assert _backend_row("b", {"circuit": "open"})[-1] == "open"
+
+
+@pytest.mark.parametrize(
+    "circuit, shown",
+    [
+        (None, None),
+        ({"state": "closed", "open_seconds_left": None, "share": 1.0}, "closed"),
+        ({"state": "open", "open_seconds_left": 12.3, "share": 0.0}, "open, 12 s left"),
+        ({"state": "recovering", "open_seconds_left": None, "share": 0.25}, "recovering, 25% let through"),
+    ],
+)
+def test_a_circuit_says_what_it_lets_through(circuit: dict[str, object] | None, shown: str | None) -> None:
+    assert _backend_row("b", {"circuit": circuit})[-1] == shown

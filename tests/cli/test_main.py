@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 import apigw
 from apigw.cli.main import verbs
@@ -68,6 +70,51 @@ def test_a_reader_that_stops_reading_costs_no_traceback(tool: Tool) -> None:
     shell = f"{sys.executable} -m apigw.cli.main --config {tool.main_file} keys create --partner a | true"
     done = subprocess.run(["bash", "-c", shell], cwd=Path(__file__).parents[2], capture_output=True, timeout=30)
     assert done.stderr == b""
+
+
+def test_a_defect_is_one_sentence_with_its_place_and_none_of_its_words(tool: Tool) -> None:
+    """Words of an exception may hold a secret."""
+
+    @verbs.command()
+    def broken() -> None:
+        """Raises."""
+        raise RuntimeError("s3cret")
+
+    try:
+        said = tool.refused("broken")
+    finally:
+        del verbs.commands["broken"]
+    assert "a defect of apigwctl itself: RuntimeError at " in said and "s3cret" not in said
+
+
+VERBS = ["keys create --partner a", "keys list", "keys show a", "keys rotate a", "keys revoke a", "tokens revoke"]
+VERBS += ["tokens list", "usage --by route", "usage --unauthenticated", "logs", "check", "explain GET", "routes"]
+VERBS += ["backends", "status", "reload", "drain", "keys", ""]
+WORDS = "--json --partner --tier --scope --expires 90d --state active --jti --user --expires-in 1h - /x -H a:b --from"
+WORDS += " --log --since --last 5 --limit --status 5xx --route partner orders:read ../x 10.0.0.0/8 --allow-ip --overlap"
+ANY_WORD = st.sampled_from(WORDS.split()) | st.text(st.characters(exclude_characters="\0"), max_size=20)
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(verb=st.sampled_from(VERBS), words=st.lists(ANY_WORD, max_size=4))
+def test_whatever_is_typed_is_done_refused_or_wrong_usage(tool: Tool, verb: str, words: list[str]) -> None:
+    """A sentence for each; no defect."""
+    ran = tool.run(*verb.split(), *words)
+    assert ran.status in (0, 1, 2)
+    assert "defect" not in ran.err and "Traceback" not in ran.err
+    assert ran.status == 0 or ran.err or '"valid": false' in ran.out
+
+
+def test_a_shell_can_complete_verbs(tool: Tool) -> None:
+    script = subprocess.run(
+        [sys.executable, "-c", "import sys; from apigw.cli.main import main; sys.exit(main())"],
+        env={**os.environ, "_APIGWCTL_COMPLETE": "bash_source"},
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=30,
+    ).stdout
+    assert "complete" in script and "apigwctl" in script
 
 
 def test_every_verb_and_every_option_has_its_help() -> None:

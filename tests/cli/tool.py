@@ -11,6 +11,7 @@ import yaml
 from attrs import frozen
 
 from apigw.cli.main import main
+from tests.servers import free_port
 
 Sections = dict[str, Any]
 
@@ -32,6 +33,7 @@ class Tool:
         self.main_file = folder / "apigw.yaml"
         self.sections: Sections = {
             "listeners": [{"address": "127.0.0.1", "port": 8080}],
+            "admin": {"port": free_port()},  # where nobody answers: a gateway of this machine is not to be touched
             "auth": {"api_keys": {"database_url": f"sqlite:///{folder / 'keys.db'}"}},
             "rate_limits": {
                 "tiers": [{"tier": "partner", "limit": 5, "window_seconds": 60, "per": "api_key"}],
