@@ -12,11 +12,15 @@ from apigw.cli.admin import ask
 from apigw.cli.credentials import StoredKeys, TokenKeys
 from apigw.cli.explanation import Explainer, Explanation
 from apigw.cli.refusals import Refused, warn
+from apigw.cli.revocation_store import in_force
 from apigw.cli.settings import Settings
 from apigw.cli.show import document, facts, json_option
+from apigw.config.model import Config
 from apigw.config.problems import shown
 from apigw.config.snapshot import Snapshot
 from apigw.config.validate import validated
+from apigw.core.revocations import Revocations
+from apigw.errors import StoreDown
 from apigw.names import METHODS
 from apigw.stages.authentication import Authentication, token_policy
 
@@ -39,7 +43,8 @@ def explain(settings: Settings, method: str, url: str, headers: tuple[str, ...],
     config = validated(draft, now_s)
     keys = None if config.jwt is None else TokenKeys(config.jwt)
     api_keys = None if config.api_keys is None else StoredKeys(config.api_keys, time.time)
-    authentication = Authentication(keys, token_policy(config.jwt), time.time, api_keys)
+    revoked = _revoked(config, now_s)
+    authentication = Authentication(keys, token_policy(config.jwt), time.time, api_keys, revoked)
     explanation = Explainer(Snapshot(config), authentication, draft.place, now_s).explain(head, peer_ip, secure)
     running = _running(settings, config.version)
     instances = _instances(running, explanation.backend)
@@ -71,6 +76,17 @@ def _head(method: str, url: str, headers: tuple[str, ...]) -> tuple[bytes, bool]
     lines += [] if any(name.lower() == "host" for name, _, _ in given) else [f"Host: {host}"]
     lines += [f"{name}: {value.strip()}" for name, _, value in given]
     return "\r\n".join([*lines, "", ""]).encode("utf-8", "surrogateescape"), secure
+
+
+def _revoked(config: Config, now_s: float) -> Revocations:
+    """The revocation list as it is in Redis; a word when it cannot be read, since then it says too little."""
+    revoked = Revocations()
+    if config.redis is not None and config.jwt is not None:
+        try:
+            revoked.add(in_force(config.redis, now_s))
+        except StoreDown as down:
+            warn(f"which tokens are revoked is not known: {down}")
+    return revoked
 
 
 def _running(settings: Settings, version: str) -> dict[str, Any] | None:

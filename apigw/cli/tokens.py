@@ -15,16 +15,13 @@ import orjson
 
 from apigw.cli.kinds import Duration, Moment
 from apigw.cli.refusals import Refused, warn
+from apigw.cli.revocation_store import in_force, put
 from apigw.cli.settings import Settings
-from apigw.cli.shared_redis import shared_redis
 from apigw.cli.show import document, facts, json_option, moment, table
-from apigw.config.redis_url import CLUSTER, RedisURL
 from apigw.constants import CLOCK_SKEW_S, MAX_TOKEN_BYTES
-from apigw.core import revocation_codec as codec
 from apigw.core.revocations import Revocation, RevokedToken, RevokedUser
-from apigw.names import REVOCATIONS_CHANNEL, REVOKED_TOKENS, REVOKED_USERS
 
-CLOCKS_DIFFER_S: Final = 60.0  # what is over is dropped so much later: this machine's clock may be ahead
+_WHY: Final = "revocations of tokens are kept there, and gateways hear of them through it"
 
 
 @click.group()
@@ -68,7 +65,7 @@ def revoke(
     else:
         until_s = float(int(now_s)) if issued_until_s is None else issued_until_s
         revocation = RevokedUser(user_id or "", until_s, max(now_s, until_s) + (lifetime_s or 0.0) + _skew_s(settings))
-    heard_by = None if revocation is None else _write(settings, revocation, now_s)
+    heard_by = None if revocation is None else put(settings.redis(_WHY), revocation, now_s)
     _print(revocation, heard_by, as_json)
 
 
@@ -77,9 +74,7 @@ def revoke(
 @click.pass_obj
 def list_(settings: Settings, as_json: bool) -> None:
     """What is revoked at present, and until when the entry stays."""
-    found, odd = _entries(settings)
-    if odd:
-        warn(f"{odd} entries of {REVOKED_TOKENS} and {REVOKED_USERS} make no sense, so no gateway reads them")
+    found = in_force(settings.redis(_WHY), time.time())
     if as_json:
         document([_described(one) for one in found])
         return
@@ -131,36 +126,6 @@ def _claims(token: bytes) -> dict[str, Any]:
 def _skew_s(settings: Settings) -> float:
     section = settings.main.jwt
     return CLOCK_SKEW_S if section is None else section.clock_skew_s
-
-
-def _write(settings: Settings, revocation: Revocation, now_s: float) -> int | None:
-    """Into the list, then to those who listen; how many did, None where Redis cannot know. Raises StoreDown."""
-    section = settings.redis("revocations of tokens are kept there, and gateways hear of them through it")
-    try:
-        key, member = codec.key(revocation), codec.member(revocation)
-    except ValueError as error:
-        raise Refused(f"no gateway could read that: {error}") from None
-    with shared_redis(section) as redis:
-        redis.zadd(key, {member: revocation.until_s}, gt=True)
-        for each in (REVOKED_TOKENS, REVOKED_USERS):
-            redis.zremrangebyscore(each, "-inf", now_s - CLOCKS_DIFFER_S)
-        heard_by = redis.publish(REVOCATIONS_CHANNEL, codec.message(revocation))
-    return None if RedisURL.of(section.url).kind == CLUSTER else int(heard_by)
-
-
-def _entries(settings: Settings) -> tuple[list[Revocation], int]:
-    """(those in force, how many make no sense)"""
-    section = settings.redis("revocations of tokens are kept there")
-    found: list[Revocation] = []
-    odd, now_s = 0, time.time()
-    with shared_redis(section) as redis:
-        for key in (REVOKED_TOKENS, REVOKED_USERS):
-            for member, until_s in redis.zrangebyscore(key, now_s, "+inf", withscores=True):
-                try:
-                    found.append(codec.from_member(key, member, until_s))
-                except ValueError:
-                    odd += 1
-    return found, odd
 
 
 def _described(revocation: Revocation) -> dict[str, Any]:

@@ -6,7 +6,8 @@ import pytest
 
 from tests.cli.tool import Ran, Tool, run
 from tests.e2e.gateway import Gateway
-from tests.e2e.identity import bearer
+from tests.e2e.identity import AUDIENCE, ISSUER, bearer, key_set
+from tests.servers import RedisServer, free_port
 
 
 def explain(gateway: Gateway, *words: str) -> Ran:
@@ -100,3 +101,20 @@ def test_a_configuration_that_is_not_valid_explains_nothing(tool: Tool) -> None:
     tool.sections["routes"][0]["rate_limit_tier"] = "partnr"
     ran = tool.run("explain", "GET", "/")
     assert ran.status == 1 and "did you mean 'partner'?" in ran.err
+
+
+def test_a_revoked_token_is_refused_as_such(tool: Tool, redis: RedisServer, tmp_path: Path) -> None:
+    (tmp_path / "jwks.json").write_bytes(key_set("k1"))
+    tool.sections["redis"] = {"url": redis.url}
+    tool.sections["auth"]["jwt"] = {"issuer": ISSUER, "audience": AUDIENCE, "jwks_file": "jwks.json"}
+    tool.sections["routes"][0].update(auth_type="jwt", required_scopes=[])
+    name, value = bearer(jti="explained")
+    words = ("explain", "GET", "/orders/7", "-H", f"{name}: {value}", "--json")
+    assert tool.run(*words).json()["status"] == 200
+    tool.run("tokens", "revoke", "-", stdin=value)
+    said = tool.run(*words).json()
+    assert (said["status"], said["error"]) == (401, "invalid_token")
+    assert "revoked: " in said["steps"][-1]["decision"]
+    tool.sections["redis"] = {"url": f"redis://127.0.0.1:{free_port()}"}
+    ran = tool.run(*words)
+    assert ran.json()["status"] == 200 and "which tokens are revoked is not known: Redis does not answer" in ran.err

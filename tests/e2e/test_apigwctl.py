@@ -12,7 +12,7 @@ from attrs import frozen
 
 from tests.e2e.conftest import Launch
 from tests.e2e.gateway import CHECKOUT, Gateway, backend, protected, quiet_port, route
-from tests.e2e.identity import bearer
+from tests.e2e.identity import bearer, token
 from tests.e2e.test_api_keys import ask, with_keys
 from tests.servers import redis_server
 
@@ -161,3 +161,35 @@ def test_a_change_is_checked_reloaded_and_the_gateway_drained_by_hand(launch: La
     assert "has ended" in ctl(gateway, "drain").out
     assert gateway.wait(1) == 0
     assert "no gateway answers" in ctl(gateway, "status", status=1).err
+
+
+def test_a_token_revoked_by_hand_is_refused_on_every_gateway_and_a_user_until_the_next_token(launch: Launch) -> None:
+    with redis_server() as redis:
+
+        def change(gateway: Gateway) -> None:
+            gateway.settings["redis"] = {"url": redis.url}
+
+        gateways = [launch(change) for _ in range(2)]
+        for gateway in gateways:
+            gateway.until(lambda: gateway.metric("shared_store_listening") == 1)
+        now_s = int(time.time())
+        one, other, bobs = token(jti="one"), token(jti="other"), token("bob", iat=now_s - 5)
+        newer = ("Authorization", f"Bearer {token('bob', iat=now_s + 20)}")
+
+        def statuses(*tokens: str) -> list[int]:
+            headers = [("Authorization", f"Bearer {each}") for each in tokens]
+            return [gateway.ask("GET", "/api/x", header).status for header in headers for gateway in gateways]
+
+        assert statuses(one, other, bobs) == [200] * 6
+        said = ctl(gateways[0], "tokens", "revoke", "-", "--json", stdin=one)
+        assert said.json()["heard_by"] == 2 and said.err == ""
+        gateways[0].until(lambda: statuses(one) == [401, 401])
+        assert statuses(other) == [200, 200]
+        ctl(gateways[0], "tokens", "revoke", "--user", "bob", "--expires-in", "1h")
+        gateways[0].until(lambda: statuses(bobs) == [401, 401])
+        assert [gateway.ask("GET", "/api/x", newer).status for gateway in gateways] == [200, 200]
+        listed = ctl(gateways[0], "tokens", "list", "--json").json()
+        assert [entry.get("jti") or entry["user_id"] for entry in listed] == ["one", "bob"]
+        redis.kill()
+        assert "Redis does not answer" in ctl(gateways[0], "tokens", "revoke", "-", stdin=other, status=1).err
+        assert statuses(one, bobs) == [401] * 4
