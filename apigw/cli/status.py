@@ -43,6 +43,12 @@ def _facts(found: dict[str, Any]) -> list[tuple[str, object]]:
     store = found.get("shared_store")
     if store:
         rows.append(("redis", "up" if store.get("up") else f"down: {store.get('last_error')}"))
+    revoked, keys = found.get("revocations"), found.get("api_keys")
+    if revoked:
+        whole = "" if revoked.get("complete") else ", the list is not complete: Redis was not there since the start"
+        rows.append(("revocations", f"{sum(revoked.get('entries', {}).values())} in force{whole}"))
+    if keys:
+        rows.append(("API keys", "database up" if keys.get("database_up") else "database DOWN"))
     if config.get("last_reload_error"):
         rows.append(("last reload", f"refused: {str(config['last_reload_error']).splitlines()[0]}"))
     return rows

@@ -32,5 +32,15 @@ def test_why_it_is_not_ready_and_what_is_down_all_the_same() -> None:
     assert "redis" not in facts(shared_store=None)
 
 
+def test_what_credentials_are_checked_with() -> None:
+    entries = {"token": 2, "user": 1}
+    assert facts(revocations={"entries": entries, "complete": True})["revocations"] == "3 in force"
+    assert "3 in force, the list is not complete" in str(
+        facts(revocations={"entries": entries, "complete": False})["revocations"]
+    )
+    assert facts(api_keys={"database_up": False})["API keys"] == "database DOWN"
+    assert not {"revocations", "API keys"} & facts(revocations=None, api_keys=None).keys()
+
+
 def test_a_refused_reload_is_told_by_its_first_problem() -> None:
     assert facts(config={"last_reload_error": "a:1: x\nb:2: y"})["last reload"] == "refused: a:1: x"
