@@ -2,7 +2,7 @@
 
 import time
 from ipaddress import ip_address
-from typing import Any
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 import attrs
@@ -24,11 +24,13 @@ from apigw.errors import StoreDown
 from apigw.names import METHODS
 from apigw.stages.authentication import Authentication, token_policy
 
+MAX_HEADER_FILE_BYTES: Final = 1_048_576
+
 
 @click.command()
 @click.argument("method", help="GET, POST, ...")
 @click.argument("url", help="http(s)://HOST/PATH, or /PATH.")
-@click.option("-H", "--header", "headers", multiple=True, metavar="'NAME: VALUE'", help="A header; repeat for several.")
+@click.option("-H", "--header", "headers", multiple=True, metavar="HEADER", help="'NAME: VALUE', or @FILE; repeat.")
 @click.option("--from", "peer_ip", metavar="IP", default="127.0.0.1", show_default=True, help="Who connects.")
 @json_option
 @click.pass_obj
@@ -68,7 +70,7 @@ def _head(method: str, url: str, headers: tuple[str, ...]) -> tuple[bytes, bool]
         target = url[len(parts.scheme) + 3 + len(host) :]
     target = target.partition("#")[0]  # no client sends it
     target = target if target.startswith("/") else f"/{target}"
-    given = [header.partition(":") for header in headers]
+    given = [line.partition(":") for header in headers for line in _lines_of(header)]
     for name, colon, _ in given:
         if not name or not colon:
             raise click.UsageError("A header is 'NAME: VALUE'")
@@ -76,6 +78,17 @@ def _head(method: str, url: str, headers: tuple[str, ...]) -> tuple[bytes, bool]
     lines += [] if any(name.lower() == "host" for name, _, _ in given) else [f"Host: {host}"]
     lines += [f"{name}: {value.strip()}" for name, _, value in given]
     return "\r\n".join([*lines, "", ""]).encode("utf-8", "surrogateescape"), secure
+
+
+def _lines_of(header: str) -> list[str]:
+    """The header itself, or for `@FILE` and `@-` the lines there: a secret on a command line is seen by others."""
+    if not header.startswith("@"):
+        return [header]
+    try:
+        with click.open_file(header[1:], errors="surrogateescape") as file:
+            return [line for line in file.read(MAX_HEADER_FILE_BYTES).splitlines() if line]
+    except OSError as error:
+        raise Refused(f"{header[1:]}: {error.strerror}") from None
 
 
 def _revoked(config: Config, now_s: float) -> Revocations:

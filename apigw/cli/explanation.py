@@ -148,8 +148,8 @@ class Explainer:
         assert ex.route is not None
         priority = ex.route.priority
         above = self._snapshot.config.load_shedding.cpu_percent.get(priority)
-        if above is None:
-            return f"{priority}: never shed for load"
+        if above is None or above >= 100.0:
+            return f"{priority}: not shed for load"
         return f"{priority}: shed above {above:g} % load, which depends on the moment"
 
     def _rate_limit(self, ex: Exchange) -> str:

@@ -97,6 +97,16 @@ def test_an_api_key_is_looked_up(tool: Tool) -> None:
     assert "refused with 401 invalid_api_key: key_revoked" in said and "Answer: 401 invalid_api_key." in said
 
 
+def test_headers_may_come_from_a_file_or_standard_input(tool: Tool, tmp_path: Path) -> None:
+    key = tool.run("keys", "create", "--partner", "acme", "--scope", "orders:read", "--json").json()["key"]
+    (tmp_path / "headers").write_text(f"X-API-Key: {key}\nX-Request-ID: mine\n\n")
+    said = tool.run("explain", "GET", "/orders/7", "-H", f"@{tmp_path / 'headers'}", "--json").json()
+    assert said["status"] == 200 and said["steps"][1]["decision"] == "the client's X-Request-ID"
+    piped = tool.run("explain", "GET", "/orders/7", "-H", "@-", "--json", stdin=f"X-API-Key: {key}\n").json()
+    assert piped["status"] == 200
+    assert "No such file" in tool.refused("explain", "GET", "/", "-H", f"@{tmp_path / 'missing'}")
+
+
 def test_a_configuration_that_is_not_valid_explains_nothing(tool: Tool) -> None:
     tool.sections["routes"][0]["rate_limit_tier"] = "partnr"
     ran = tool.run("explain", "GET", "/")

@@ -109,7 +109,7 @@ def test_origins() -> None:
     assert said(explained("GET", "/cors", "Origin: https://a.test"), "cors") == "https://a.test is allowed"
     assert "is not allowed: a browser" in said(explained("GET", "/cors", "Origin: https://b.test"), "cors")
     assert said(explained("GET", "/cors"), "cors") == "no Origin"
-    assert said(explained("GET", "/cors"), "admission") == "P0: never shed for load"
+    assert said(explained("GET", "/cors"), "admission") == "P0: not shed for load"
 
 
 def test_a_grace_period_and_a_shadow_tier_are_called_so() -> None:
