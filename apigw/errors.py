@@ -67,7 +67,14 @@ class Unauthorized(GatewayError):
 
 
 class CounterStoreDown(Exception):
-    """The store of rate counters cannot answer in time. Not a GatewayError: the route's fail mode decides."""
+    """The store of rate counters cannot answer in time. Not a GatewayError: the route's fail mode decides.
+
+    counted: which of the demands, by their number, were counted all the same (in a cluster, where another was not).
+    """
+
+    def __init__(self, reason: object = None, counted: tuple[int, ...] = ()) -> None:
+        super().__init__(reason)
+        self.counted = counted
 
 
 class StoreDown(Exception):

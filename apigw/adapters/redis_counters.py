@@ -72,7 +72,7 @@ class RedisCounters(RedisNode):
         if not batch:
             self._after_turn(self._flush)
         deferred: Deferred[Counted] = Deferred()
-        batch.append(Check(deferred, packed(demands, now_s), 1 + 2 * len(demands), self._refused))
+        batch.append(Check(deferred, packed(demands, now_s), 1 + 2 * len(demands), self.refused))
         return deferred
 
     def add(self, demand: Demand, count: int, start_s: int) -> None:
@@ -83,8 +83,8 @@ class RedisCounters(RedisNode):
             key = f"{demand.key}:{start_s}"
             # the counter may be gone by now, evicted or flushed: without a TTL of its own it would live for ever
             self._batch += (
-                Settlement(self._refused, "INCRBY", key, count),
-                Settlement(self._refused, "EXPIRE", key, 2 * demand.window_s),
+                Settlement(self.refused, "INCRBY", key, count),
+                Settlement(self.refused, "EXPIRE", key, 2 * demand.window_s),
             )
 
     # -- asking
@@ -96,7 +96,6 @@ class RedisCounters(RedisNode):
             raise CounterStoreDown(self.last_error)
         if len(self._batch) + len(link.waiting) >= MAX_OUTSTANDING:
             raise CounterStoreDown("too many checks wait for Redis")
-        question.refused = self._refused
         if not self._batch:
             self._after_turn(self._flush)
         self._batch.append(question)
@@ -111,7 +110,7 @@ class RedisCounters(RedisNode):
         if not self.up:
             raise CounterStoreDown(self.last_error)
         question.tries += 1
-        question.refused = self._refused
+        question.refused = self.refused
         if not self._again:
             self._after_turn(self._ask_again)
         self._again.append((before, question))
@@ -132,7 +131,7 @@ class RedisCounters(RedisNode):
 
     # -- answers that are none
 
-    def _refused(self, question: Question, reply: Any) -> None:
+    def refused(self, question: Question, reply: Any) -> None:
         """A question was not answered as it should be."""
         text = str(reply)[:200]
         if not isinstance(reply, ReplyError):

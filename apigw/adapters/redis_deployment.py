@@ -1,16 +1,18 @@
-"""Redis in the shape that its URL says: one server, or the master that sentinels name."""
+"""Redis in the shape that its URL says: one server, the master that sentinels name, or a cluster."""
 
 from collections.abc import Callable
 from typing import Any
 
 from twisted.application.service import MultiService
 
+from apigw.adapters.redis_cluster import ClusterCounters
+from apigw.adapters.redis_cluster_map import ClusterMap
 from apigw.adapters.redis_connect import RedisAccess, StraightWay, Way
 from apigw.adapters.redis_counters import RedisCounters
 from apigw.adapters.redis_sentinel import Sentinels
 from apigw.adapters.shared_store import RedisSharedStore
 from apigw.config.model import RedisSection
-from apigw.config.redis_url import SENTINEL
+from apigw.config.redis_url import CLUSTER, SENTINEL
 from apigw.net.connect import Connector
 
 
@@ -32,19 +34,30 @@ class RedisDeployment(MultiService):
         if self._access.url.kind == SENTINEL:
             self._sentinels = Sentinels(self._access, reactor)
             self._sentinels.setServiceParent(self)
+        self._cluster: ClusterMap | None = None
+        if self._access.url.kind == CLUSTER:
+            self._cluster = ClusterMap(self._access, reactor)
+            self._cluster.setServiceParent(self)
 
     def _way(self) -> Way:
         if self._sentinels is not None:
             return self._sentinels.way()
         return StraightWay(self._access.to(self._access.url.hosts[0]))
 
-    def counters(self) -> RedisCounters:
+    def counters(self) -> "RedisCounters | ClusterCounters":
         """Of rate limits; once."""
+        if self._cluster is not None:
+            return self._cluster_counters(self._cluster)
         way = self._way()
         counters = RedisCounters(
             way.connect, self._reactor, self._reactor.after_turn, self._section, on_batch=self._on_batch
         )
         way.renew = counters.renew
+        counters.setServiceParent(self)
+        return counters
+
+    def _cluster_counters(self, cluster: ClusterMap) -> ClusterCounters:
+        counters = ClusterCounters(cluster, self._reactor, self._reactor.after_turn, self._section, self._on_batch)
         counters.setServiceParent(self)
         return counters
 

@@ -5,6 +5,7 @@ from hashlib import sha1
 from typing import Any, Final, Protocol
 
 from hiredis import ReplyError
+from twisted.internet.defer import Deferred
 
 from apigw.adapters.redis_link import pack
 from apigw.core.window import Counted, Demand
@@ -34,15 +35,20 @@ return reply
 SHA: Final = sha1(SCRIPT).hexdigest().encode("ascii")
 LOAD: Final = pack(b"SCRIPT", b"LOAD", SCRIPT)
 _SHARE: Final = b"%.17g"  # 17 digits carry a double exactly: Redis decides as core.window would
-PROBE: Final = pack(b"EVALSHA", SHA, 2, b"rate:{probe}", b"rate:{probe}:previous", 1 << 53, b"0", 10)
-# Somebody else's value under our key; a part of a cluster that nobody has: says nothing about other counters.
-_ONE_KEY_WORDS: Final = ("WRONGTYPE", "not an integer", "would overflow", "Hash slot not served")
+_ONE_KEY_WORDS: Final = ("WRONGTYPE", "not an integer", "would overflow")  # says nothing about other counters
+_CLUSTER_WORDS: Final = ("MOVED ", "ASK ", "TRYAGAIN", "CLUSTERDOWN Hash slot")
 # The password changed, or this is no longer the master and its name leads elsewhere by now.
 _NEW_CONNECTION_WORDS: Final = ("NOAUTH", "WRONGPASS", "NOPERM", "READONLY", "MASTERDOWN")
-
-
 _CALLS_KEPT: Final = 4096  # 0.6 KiB each
 _calls: dict[Demand, tuple[int, bytes, bytes]] = {}  # (begin of the window, the call up to the share, the rest of it)
+
+
+def probe_of(tag: str) -> bytes:
+    """The script call on a counter that nobody else has: `rate:{probe}`; in a cluster of a tag in the node's slots."""
+    return pack("EVALSHA", SHA, 2, f"rate:{{{tag}}}", f"rate:{{{tag}}}:previous", 1 << 53, "0", 10)
+
+
+PROBE: Final = probe_of("probe")
 
 
 def packed(demands: Sequence[Demand], now_s: float) -> bytes:
@@ -154,9 +160,34 @@ class Check(Question):
             asker.errback(CounterStoreDown(reason))
 
 
+class Plain(Question):
+    """Any command; whoever waits gets the reply as it is, or CounterStoreDown."""
+
+    __slots__ = ("_waiting",)
+
+    def __init__(self, waiting: "Deferred[Any]", command: bytes, refused: "Callable[[Question, Any], None]") -> None:
+        self._waiting: Deferred[Any] | None = waiting
+        self.command = command
+        self.refused = refused
+        self.tries = 0
+
+    def __call__(self, reply: Any) -> None:
+        if self._waiting is None:
+            return
+        if isinstance(reply, ReplyError):
+            self.refused(self, reply)
+        else:
+            self._waiting.callback(reply)
+
+    def fail(self, reason: str | None) -> None:
+        waiting, self._waiting = self._waiting, None
+        if waiting is not None:
+            waiting.errback(CounterStoreDown(reason))
+
+
 def sent_away(error: str) -> bool:
-    """Whether a cluster's node sends us to another, or back in a moment."""
-    return error.startswith(("MOVED ", "ASK ", "TRYAGAIN"))
+    """Whether a cluster's node has not, or not now, what the question is about, and others may."""
+    return error.startswith(_CLUSTER_WORDS)
 
 
 def about_one_key(error: str) -> bool:

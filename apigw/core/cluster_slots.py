@@ -75,6 +75,8 @@ def _known(host: Any, port: Any, asked: Place) -> Place:
     name = host.decode("ascii", "replace")
     if name == "?" or not name.isprintable() or len(name) > 253:
         raise ValueError("a node of the cluster has no usable host name")
+    if not (name or asked[0]):
+        raise ValueError("a node of the cluster is not said where")
     return name or asked[0], port
 
 

@@ -154,6 +154,13 @@ class RateLimit:
         if asked.overall is not None and asked.left is not None:
             self._shares.take_back(asked.overall)
 
+    def _give_back(self, down: CounterStoreDown, asked: _Asked) -> None:
+        """Likewise, where some counters of a cluster had it already when another did not answer."""
+        if self._settle is not None:
+            for index in down.counted:
+                demand = asked.demands[index]
+                self._settle(demand, -1, window_start(asked.now_s, demand.window_s))
+
     def _refused(self, counted: Counted, ex: Exchange, demands: Demands, now_s: float) -> GatewayError:
         by, verdict, wait_s = refusal(counted, demands, now_s)
         self._on_decision(by.tier, REJECTED)
@@ -175,9 +182,12 @@ class RateLimit:
         if mode == "local":
             counted = self._local.take(asked.demands, asked.now_s)
             assert isinstance(counted, Counted)  # the worker's own memory never waits
+            if not counted.allowed:
+                self._give_back(down, asked)
             return self._decided(counted, asked._replace(shadows=[]), FAIL_LOCAL)
         if mode == "closed":
             self._take_back(asked)
+            self._give_back(down, asked)
             self._on_decision(asked.demands[0].tier, FAIL_CLOSED)
             return GatewayError(
                 "The rate limiter is unavailable.",
