@@ -6,6 +6,7 @@ from typing import Any
 from twisted.application.service import MultiService
 
 from apigw.adapters.redis_cluster import ClusterCounters
+from apigw.adapters.redis_cluster_lines import AnyWay, ClusterLines
 from apigw.adapters.redis_cluster_map import ClusterMap
 from apigw.adapters.redis_connect import RedisAccess, StraightWay, Way
 from apigw.adapters.redis_counters import RedisCounters
@@ -42,6 +43,8 @@ class RedisDeployment(MultiService):
     def _way(self) -> Way:
         if self._sentinels is not None:
             return self._sentinels.way()
+        if self._cluster is not None:
+            return AnyWay(self._cluster)
         return StraightWay(self._access.to(self._access.url.hosts[0]))
 
     def counters(self) -> "RedisCounters | ClusterCounters":
@@ -63,6 +66,7 @@ class RedisDeployment(MultiService):
 
     def shared_store(self) -> RedisSharedStore:
         """Of what gateways share besides; once."""
-        store = RedisSharedStore(self._way, self._reactor, self._access.opening)
+        lines = None if self._cluster is None else ClusterLines(self._cluster, self._reactor)
+        store = RedisSharedStore(self._way, self._reactor, self._access.opening, commands=lines)
         store.setServiceParent(self)
         return store

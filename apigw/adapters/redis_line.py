@@ -87,8 +87,11 @@ class RedisLine(Service):
         self._times_up = 0
         self._told_down = False
 
-    def ask(self, command: bytes) -> "Deferred[Reply]":
-        """A packed command. An error reply is a value, a ReplyError. Fails with StoreDown; while down at once."""
+    def ask(self, command: bytes, key: str | None = None) -> "Deferred[Reply]":
+        """A packed command. An error reply is a value, a ReplyError. Fails with StoreDown; while down at once.
+
+        `key` is for the lines of a cluster (redis_cluster_lines.py); one line has all keys.
+        """
         if not self.up or self._conversation is None:
             return fail(StoreDown(self.last_error))
         return self._conversation.ask(command)

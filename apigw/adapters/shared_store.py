@@ -16,6 +16,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
+from apigw.adapters.redis_cluster_lines import ClusterLines
 from apigw.adapters.redis_connect import Way
 from apigw.adapters.redis_conversation import Reply
 from apigw.adapters.redis_line import RedisLine
@@ -29,10 +30,11 @@ Hearer = tuple[Callable[[bytes], None], Callable[[], None]]  # on_message, on_li
 
 
 class RedisSharedStore(MultiService):
-    """A SharedStore (ports.py) over one Redis. It outlives reloads; whoever listens says so before the start.
+    """A SharedStore (ports.py) over Redis. It outlives reloads; whoever listens says so before the start.
 
     way: makes what leads a kept connection to Redis (redis_connect.py). The only place where one is made.
-    opening: packed commands that begin each connection (AUTH, SELECT). draw: the back-off's jitter.
+    opening: packed commands that begin each connection (AUTH, SELECT). commands: of a cluster, which are many
+    connections. draw: the back-off's jitter.
 
     up, listening, last_error, reconnects: for metrics and /status.
     """
@@ -44,6 +46,7 @@ class RedisSharedStore(MultiService):
         opening: Sequence[bytes],
         *,
         draw: Callable[[], float] = random.random,
+        commands: ClusterLines | None = None,
     ) -> None:
         super().__init__()
         self.listening = False
@@ -52,13 +55,17 @@ class RedisSharedStore(MultiService):
         self._opening = tuple(opening)
         self._draw = draw
         self._hearers: dict[bytes, list[Hearer]] = {}
-        to_commands = way()
-        self._commands = RedisLine(
-            to_commands.connect, clock, opening, title="shared store", on_up=self._begin, draw=draw
-        )
-        to_commands.renew = self._commands.renew
+        self._commands: RedisLine | ClusterLines = self._line(opening) if commands is None else commands
+        if commands is not None:
+            commands.on_up = self._begin
         self._commands.setServiceParent(self)
         self._messages: RedisLine | None = None
+
+    def _line(self, opening: Sequence[bytes]) -> RedisLine:
+        way = self._way()
+        line = RedisLine(way.connect, self._clock, opening, title="shared store", on_up=self._begin, draw=self._draw)
+        way.renew = line.renew
+        return line
 
     @property
     def up(self) -> bool:
@@ -78,7 +85,7 @@ class RedisSharedStore(MultiService):
 
     def command(self, key: str, *words: str | bytes | int) -> "Deferred[Any]":
         """See ports.SharedStore: fails with StoreDown within a second, at once while Redis is down."""
-        return self._commands.ask(pack(*words)).addCallback(self._good)
+        return self._commands.ask(pack(*words), key).addCallback(self._good)
 
     def publish(self, channel: str, message: bytes) -> "Deferred[Any]":
         """Fires with the number of connections that hear it on this node."""

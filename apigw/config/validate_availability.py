@@ -5,7 +5,6 @@ from typing import Callable, Iterator
 from attrs import frozen
 
 from apigw.config.parse import Draft
-from apigw.config.redis_url import CLUSTER, RedisURL
 
 Use = tuple[object, str]  # a record and the key that asks for the feature
 
@@ -37,18 +36,11 @@ def _websocket(draft: Draft) -> Iterator[Use]:
     return ((route, "websocket") for route in draft.config.routes if route.websocket)
 
 
-def _redis_cluster(draft: Draft) -> Iterator[Use]:
-    redis = draft.config.redis
-    if redis is not None and draft.sound(redis, "url") and RedisURL.of(redis.url).kind == CLUSTER:
-        yield redis, "url"
-
-
 ROWS = (
     Unavailable("workers other than 1", _workers, "leave it out or write 1"),
     Unavailable("a config.source other than files", _source),
     Unavailable("the access log sink kafka", _kafka, "use file or stdout"),
     Unavailable("websocket routes", _websocket),
-    Unavailable("a Redis Cluster", _redis_cluster),
 )
 
 

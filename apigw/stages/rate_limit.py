@@ -133,7 +133,9 @@ class RateLimit:
     def _judged(self, counted: Counted, asked: _Asked) -> RateVerdict | GatewayError:
         """What the headers say, or the 429."""
         if asked.overall is not None and asked.left is None:
-            self._shares.learn(asked.overall, *counted.counts[-1], asked.now_s)
+            previous, current = counted.counts[-1]
+            if counted.allowed or previous or current:  # else its node may have said nothing (adapters/redis_joint.py)
+                self._shares.learn(asked.overall, previous, current, asked.now_s)
         return self._decided(counted, asked, ALLOWED)
 
     def _decided(self, counted: Counted, asked: _Asked, decision: str) -> RateVerdict | GatewayError:

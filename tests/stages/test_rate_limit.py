@@ -274,6 +274,39 @@ class Settling(Recording):
         self._entries[demand.key][2] += count
 
 
+class HalfDown(Settling):
+    """A cluster: the first counter has the request, the other's node does not answer."""
+
+    def take(self, demands: Any, now_s: float) -> Any:
+        super().take(demands[:1], now_s)
+        failed: Deferred[Counted] = Deferred()
+        failed.errback(CounterStoreDown("no answer within 5 ms", (0,)))
+        return failed
+
+
+@pytest.mark.parametrize(("mode", "added"), [("open", []), ("closed", [("login", -1)] * 3), ("local", [("login", -1)])])
+def test_what_a_part_of_a_cluster_counted_is_given_back_where_the_request_does_not_go_on(mode: str, added: Any) -> None:
+    """Let through, it stays counted: the tier whose node answers goes on to be enforced."""
+    world = World(HalfDown())
+    for _ in range(3):
+        world.enter(exchange(LOGIN, fail_mode=mode, global_tier=Tier("all", 100, 60, "global")))
+    assert world.store.added == added
+
+
+def test_nothing_is_learned_of_a_global_counter_that_said_nothing() -> None:
+    """Its node is down while the own tier refuses: the worker's share stays what it was."""
+
+    class Refusing(Settling):
+        def take(self, demands: Any, now_s: float) -> Counted:
+            self.asked.append(list(demands))
+            return Counted(False, [(0, 5), (0, 0)])
+
+    world = World(Refusing())
+    for _ in range(3):
+        assert world.enter(exchange(global_tier=WIDE)).status == 429
+    assert [len(asked) for asked in world.store.asked] == [2, 2, 2]
+
+
 WIDE = Tier("all", 8000, 60, "global")  # a worker's share is 20
 
 
