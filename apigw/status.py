@@ -7,6 +7,9 @@ import apigw
 
 if TYPE_CHECKING:
     from apigw.adapters.api_keys import APIKeys
+    from apigw.adapters.redis_cluster import ClusterCounters
+    from apigw.adapters.redis_counters import RedisCounters
+    from apigw.adapters.redis_deployment import RedisDeployment
     from apigw.adapters.shared_store import RedisSharedStore
     from apigw.core.shedding import Shedding
     from apigw.upstream.member import Member
@@ -37,12 +40,23 @@ def status(worker: "Worker") -> dict[str, object]:
         "in_flight": worker.site.in_flight,
         "event_loop_lag_ms": round(worker.lag.lag_s() * 1000, 3),
         "load": _load(worker.shedding),
+        "redis": None if worker.redis is None or worker.deployment is None else _redis(worker.redis, worker.deployment),
         "shared_store": None if worker.store is None else _shared_store(worker.store),
         "revocations": _revocations(worker),
         "api_keys": None if worker.api_keys is None else _api_keys(worker.api_keys),
         "backends": {
             name: _backend(worker, pool) | worker.circuits.status(name) for name, pool in worker.backends.pools.items()
         },
+    }
+
+
+def _redis(counters: "RedisCounters | ClusterCounters", deployment: "RedisDeployment") -> dict[str, object]:
+    """Rate counters in Redis, and where they are by now."""
+    return {
+        "up": counters.up,
+        "reconnects": counters.reconnects,
+        "last_error": counters.last_error,
+        **deployment.whereabouts(),
     }
 
 

@@ -94,8 +94,8 @@ class Worker(MultiService):
         self.ledger = Ledger([gate.record, self.access_log.record, self.metrics.record], reactor.after_sends)
         self.local_counters = MemoryCounters()
         self.connector = Connector(reactor, self.deadlines)
-        deployment = self._redis_deployment(config)  # None: no Redis
-        counts = deployment is not None and config.rate_limits.store == "redis"
+        self.deployment = deployment = self._redis_deployment(config)  # None: no Redis
+        counts = config.rate_limits.store == "redis"
         self.redis = deployment.counters() if deployment and counts else None  # None: rate limits count in this process
         self.store = deployment.shared_store() if deployment else None  # who listens to it says so before it starts
         self.announcements = None if self.store is None else Announcements(self.store)  # of changed API keys

@@ -78,7 +78,7 @@ class ClusterSet:
             replica.command("CLUSTER", "REPLICATE", master.id)
         wait_for(lambda: all(b"cluster_state:ok" in node.command("CLUSTER", "INFO") for node in self.nodes))
         wait_for(lambda: all(replica.command("ROLE")[3] == b"connected" for replica in self.replicas))
-        wait_for(lambda: all(self._copies(node) for node in self.nodes))
+        wait_for(lambda: all(self._whole(node) for node in self.nodes))
 
     def meet(self, node: ClusterNode) -> None:
         """The first node and this one get to know each other."""
@@ -87,9 +87,11 @@ class ClusterSet:
     def knows(self, node: ClusterNode) -> bool:
         return f"cluster_known_nodes:{len(self.nodes)}".encode() in node.command("CLUSTER", "INFO")
 
-    def _copies(self, node: ClusterNode) -> bool:
-        copies = sum(len(entry) - 3 for entry in node.command("CLUSTER", "SLOTS"))
-        return copies == len(self.replicas)
+    def _whole(self, node: ClusterNode) -> bool:
+        """Whether it knows the masters of all slots, and all replicas."""
+        entries = node.command("CLUSTER", "SLOTS")
+        replicas = sum(len(entry) - 3 for entry in entries)
+        return replicas == len(self.replicas) and sum(last - first + 1 for first, last, *_ in entries) == SLOTS
 
     def master_of(self, slot: int) -> ClusterNode:
         """Who has the slot, as the first living node says."""

@@ -154,6 +154,8 @@ async def test_a_status_says_whether_gateways_hear_each_other(furnished: Worker)
     store = furnished.store
     assert store is not None
     await until(lambda: "refused" in (store.last_error or ""), REACTOR)
+    counters: Any = status(furnished)["redis"]
+    assert "refused" in counters.pop("last_error") and counters == {"up": False, "reconnects": 0}
     said: Any = status(furnished)["shared_store"]
     assert said.pop("last_error") == store.last_error
     assert said == {"up": False, "listening": False, "reconnects": 0}

@@ -84,6 +84,13 @@ class ClusterCounters(MultiService):
     def reconnects(self) -> int:
         return sum(node.reconnects for node in self._nodes.values())
 
+    def nodes(self) -> dict[str, dict[str, object]]:
+        """For /status."""
+        return {
+            f"{host}:{port}": {"up": node.up, "last_error": node.last_error}
+            for (host, port), node in self._nodes.items()
+        }
+
     def _missing(self) -> int:
         return SLOTS - sum(one.last - one.first + 1 for one in self._ranges)
 

@@ -39,6 +39,7 @@ class RedisDeployment(MultiService):
         if self._access.url.kind == CLUSTER:
             self._cluster = ClusterMap(self._access, reactor)
             self._cluster.setServiceParent(self)
+        self._counting: ClusterCounters | None = None
 
     def _way(self) -> Way:
         if self._sentinels is not None:
@@ -46,6 +47,15 @@ class RedisDeployment(MultiService):
         if self._cluster is not None:
             return AnyWay(self._cluster)
         return StraightWay(self._access.to(self._access.url.hosts[0]))
+
+    def whereabouts(self) -> dict[str, object]:
+        """For /status: the master by its sentinels, the nodes of a cluster."""
+        if self._sentinels is not None:
+            current = self._sentinels.current
+            return {"master": None if current is None else f"{current[0]}:{current[1]}"}
+        if self._counting is not None:
+            return {"nodes": self._counting.nodes()}
+        return {}
 
     def counters(self) -> "RedisCounters | ClusterCounters":
         """Of rate limits; once."""
@@ -62,6 +72,7 @@ class RedisDeployment(MultiService):
     def _cluster_counters(self, cluster: ClusterMap) -> ClusterCounters:
         counters = ClusterCounters(cluster, self._reactor, self._reactor.after_turn, self._section, self._on_batch)
         counters.setServiceParent(self)
+        self._counting = counters
         return counters
 
     def shared_store(self) -> RedisSharedStore:

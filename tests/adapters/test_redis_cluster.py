@@ -116,6 +116,9 @@ async def test_each_counter_is_where_the_cluster_looks_for_it(servers: ClusterSe
             assert await run.take(one) == Counted(True, [(0, 1)])
             assert value(master, one) == 1
         assert run.counters.last_error is None and run.counters.reconnects == 0
+        assert run.deployment.whereabouts() == {
+            "nodes": {f"127.0.0.1:{node.port}": {"up": True, "last_error": None} for node in servers.masters}
+        }
 
 
 @pytest_twisted.ensureDeferred

@@ -32,6 +32,7 @@ async def test_one_server_with_user_password_and_database() -> None:
         counters, store = made.counters(), made.shared_store()
         made.startService()
         await until(lambda: counters.up and store.up, loop)
+        assert made.whereabouts() == {}
         assert await counters.take([DEMAND], 0.0) == Counted(True, [(0, 1)])
         assert await store.command("k", "GET", "rate:{standard:user:a}:0") == b"1"
         server.command("SELECT", 3)

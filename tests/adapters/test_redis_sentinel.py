@@ -167,6 +167,7 @@ async def test_the_master_is_killed() -> None:
         assert (time.process_time() - began_s) / 2000 < 50e-6  # pytest.raises is most of it
         new = await deferToThread(servers.promoted, old)
         assert await run.counts_on(new, BACK_S + SLACK_S) < BACK_S + SLACK_S
+        assert run.deployment.whereabouts() == {"master": f"127.0.0.1:{new.port}"}
         await until(lambda: run.store.up and run.store.listening, loop, 3.0)
         await run.store.publish("channel", b"hello")
         await until(lambda: run.heard == [b"hello"], loop)
