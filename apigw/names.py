@@ -42,6 +42,19 @@ REVOKED_TOKENS: Final = "revoked:tokens"  # ZSET of jti, "7f0c"; the score is th
 REVOKED_USERS: Final = "revoked:users"  # ZSET of issued-until and user, "1700000000:u-7"; the score likewise
 
 
+# --- Redis: what gateways share of backends. What stands there: core/circuit_record.py, core/rate_shares.py.
+
+
+def circuit_record(backend: str) -> str:
+    """The last change of a backend's circuit: "circuit:payment-service"."""
+    return f"circuit:{backend}"
+
+
+def rate_shares(backend: str) -> str:
+    """The HASH of what each worker's clients ask of a backend with max_rps: "rps:payment-service"."""
+    return f"rps:{backend}"
+
+
 # --- The access log: exactly these keys, in this order (contract section 11).
 
 LOG_FIELDS: Final = (

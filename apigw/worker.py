@@ -6,6 +6,7 @@ drain    stop accepting -> answer what is in flight -> close pools, Redis -> flu
 """
 
 import random
+import secrets
 import signal
 import time
 from functools import partial
@@ -62,6 +63,8 @@ from apigw.supervisor.trim import Trimming
 from apigw.upstream import gate
 from apigw.upstream.backends import Backends
 from apigw.upstream.circuits import Circuits
+from apigw.upstream.shared_circuits import SharedCircuits
+from apigw.upstream.shared_rates import SharedRates
 
 log = Logger()
 
@@ -108,8 +111,8 @@ class Worker(MultiService):
         connector = Connector(reactor, self.deadlines)
         probe = HealthProbe(self.deadlines, connector)
         self.backends = Backends(reactor, self.deadlines, connector, probe, random.random)
-        self.circuits = Circuits(reactor, lambda: self.backends.pools, lambda gate, old, new: None)
         self.discovery = self._discovery(config)
+        self.circuits = Circuits(reactor, lambda: self.backends.pools)
         self._parts = self._stage_parts()
         first = self._generation(Snapshot(config), self.keys, self.api_keys)
         self.site = Site(reactor, self.deadlines, wall, first, self.ledger.record)
@@ -129,6 +132,7 @@ class Worker(MultiService):
             self.backends,
             self.circuits,
             self.discovery,
+            *self._among_gateways(config),
             FileWatch(reactor, config.config.poll_s, self._fingerprint, self.reloader.reload),
             self._admin(config),
         )
@@ -137,6 +141,14 @@ class Worker(MultiService):
                 child.setServiceParent(self)
         watch_access_log(self.metrics, self.access_log.sinks, lambda: self.access_log.sampled_out)
         watch(self)
+
+    def _among_gateways(self, config: Config) -> tuple[SharedCircuits | None, SharedRates | None]:
+        """What this worker does about backends together with the others; nothing without Redis."""
+        if self.store is None:
+            return None, None
+        with_whom = self._reactor, self.store, self.circuits, self._wall
+        me = f"{config.gateway.instance_name}/{secrets.token_hex(4)}"  # workers of one host share the first part
+        return SharedCircuits(*with_whom, me), SharedRates(*with_whom, me)
 
     def _admin(self, config: Config) -> AdminService:
         pages = make_admin_site(

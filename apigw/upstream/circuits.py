@@ -17,16 +17,20 @@ CIRCUIT_VALUES = {CLOSED: 0.0, HALF_OPEN: 1.0, OPEN: 2.0, RECOVERING: 3.0}  # of
 _SECOND_S = 1.0
 
 
+def _nobody(gate: Gate, old: str, new: str) -> None:
+    """Without other gateways there is nobody to tell."""
+
+
 class Circuits(Poller):
     """`gates` has exactly the backends of the configuration in force; requests of older ones keep theirs.
 
     pools() gives the pools in force. on_change(gate, old, new) is told of each transition.
     """
 
-    def __init__(self, reactor: Any, pools: Callable[[], Mapping[str, Pool]], on_change: Told) -> None:
+    def __init__(self, reactor: Any, pools: Callable[[], Mapping[str, Pool]], on_change: Told = _nobody) -> None:
         self.gates: Mapping[str, Gate] = {}
         self._pools = pools
-        self._on_change = on_change
+        self.on_change = on_change
         super().__init__(reactor, _SECOND_S, name="circuit breakers")
 
     def configure(self, config: Config) -> Mapping[str, Gate]:
@@ -37,7 +41,7 @@ class Circuits(Poller):
             settings = settings_of(backend, config)
             if gate is None:
                 others_fine = partial(self._others_fine, backend.name)
-                gate = Gate(backend, settings, self.clock.seconds, others_fine, self._on_change)
+                gate = Gate(backend, settings, self.clock.seconds, others_fine, self._changed)
             else:
                 gate.configure(backend, settings)
             gates[backend.name] = gate
@@ -48,6 +52,9 @@ class Circuits(Poller):
         now_s = self.clock.seconds()
         for gate in self.gates.values():
             gate.breaker.tick(now_s)
+
+    def _changed(self, gate: Gate, old: str, new: str) -> None:
+        self.on_change(gate, old, new)
 
     def _others_fine(self, name: str, instance: str | None) -> bool:
         pool = self._pools().get(name)

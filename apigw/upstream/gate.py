@@ -40,7 +40,7 @@ class Gate:
     transition after it was logged. `pace` is None without max_rps; its rate is this worker's part of it.
     """
 
-    __slots__ = ("name", "breaker", "settings", "pace", "max_rps", "refused_at_rate",
+    __slots__ = ("name", "breaker", "settings", "pace", "max_rps", "asked", "refused_at_rate", "_part",
                  "_others_fine", "_on_change", "_now_s", "_logged_s", "_logged", "_unlogged")  # fmt: skip
 
     def __init__(
@@ -55,7 +55,9 @@ class Gate:
         self.settings = settings
         self.max_rps = backend.max_rps
         self.pace = None if backend.max_rps is None else Pace(backend.max_rps)
-        self.refused_at_rate = 0  # requests, ever
+        self.asked = 0  # requests that came to the pace, ever
+        self.refused_at_rate = 0  # of them
+        self._part = 1.0  # of max_rps, this worker's
         self._others_fine = others_fine
         self._on_change = on_change
         self._now_s = now_s
@@ -70,7 +72,13 @@ class Gate:
             self.breaker.configure(settings, self._now_s())
         if backend.max_rps != self.max_rps:
             self.max_rps = backend.max_rps
-            self.pace = None if backend.max_rps is None else Pace(backend.max_rps)
+            self.pace = None if backend.max_rps is None else Pace(backend.max_rps * self._part)
+
+    def set_part(self, part: float) -> None:
+        """This worker's part of max_rps, above 0 and at most 1."""
+        self._part = part
+        if self.pace is not None and self.max_rps is not None:
+            self.pace.set(self.max_rps * part)
 
     # -- requests
 
@@ -81,11 +89,14 @@ class Gate:
             ticket = breaker.era if breaker.closed else breaker.admit(self._now_s(), timeout_s)
             if not ticket:
                 return self.circuit_refusal()
-        if self.pace is not None and not self.pace.take(now_s := self._now_s()):
-            self.refused_at_rate += 1
-            breaker.abandoned(ticket, now_s)
-            detail = f"more than {self.pace.rps:g} requests a second for {self.name} from here"
-            return self._unavailable(MAX_RPS, detail, _MAX_RPS_RETRY_S)
+        if self.pace is not None:
+            self.asked += 1
+            now_s = self._now_s()
+            if not self.pace.take(now_s):
+                self.refused_at_rate += 1
+                breaker.abandoned(ticket, now_s)
+                detail = f"more than {self.pace.rps:g} requests a second for {self.name} from here"
+                return self._unavailable(MAX_RPS, detail, _MAX_RPS_RETRY_S)
         if ticket:
             ex.gate, ex.ticket = self, ticket
         return None
