@@ -108,9 +108,8 @@ class Worker(MultiService):
         self.api_keys = self._api_key_source(config)  # None: no route wants an API key
         self.lag = LoopLag(reactor)
         self.shedding = Shedding(config.load_shedding.cpu_percent, config.load_shedding.memory_percent)
-        connector = Connector(reactor, self.deadlines)
-        probe = HealthProbe(self.deadlines, connector)
-        self.backends = Backends(reactor, self.deadlines, connector, probe, random.random)
+        probe = HealthProbe(self.deadlines, self.connector)
+        self.backends = Backends(reactor, self.deadlines, self.connector, probe, random.random)
         self.discovery = self._discovery(config)
         self.circuits = Circuits(reactor, lambda: self.backends.pools)
         self._parts = self._stage_parts()
