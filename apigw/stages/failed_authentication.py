@@ -84,7 +84,8 @@ class FailedAuthentication:
         return presented is not None and not self._known_key(presented)
 
     def _failed(self, failure: Any, ex: Exchange) -> Any:
-        failure.trap(Unauthorized)
+        if not isinstance(failure.value, Unauthorized):
+            return failure  # not trap(): raised here, the frame that holds it would be a cycle
         return self._refusal(failure.value, ex)
 
     def _refusal(self, wrong: Unauthorized, ex: Exchange) -> Any:
