@@ -1,5 +1,6 @@
 """Guessing is slow and nobody else pays for it: real tokens, real counters, a source of API keys that is played."""
 
+import gc
 from types import SimpleNamespace
 from typing import Any
 
@@ -229,3 +230,20 @@ def test_other_failures_go_through_as_they_are() -> None:
     world = World(inner=Broken())
     assert isinstance(world.enter(exchange(b"k", auth_type="api_key")), ZeroDivisionError)
     assert world.asked == 0
+
+
+def test_a_refusal_that_is_not_the_clients_leaves_no_cycle() -> None:
+    """What a flood is turned away with is gone with its request, without the collector."""
+
+    class Busy(KeyRoute):
+        def enter(self, ex: Exchange) -> Any:
+            return fail(AuthenticationUnavailable("key_unverifiable"))
+
+    world = World(inner=Busy())
+    gc.collect()
+    gc.disable()
+    try:
+        assert world.statuses(b"k", auth_type="api_key") == [503]
+        assert gc.collect() == 0
+    finally:
+        gc.enable()
