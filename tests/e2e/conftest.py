@@ -4,6 +4,7 @@ from typing import Callable, Iterator
 
 import pytest
 
+from tests.e2e import surge
 from tests.e2e.gateway import APP, Gateway, backend, protected, quiet_port, route
 from tests.e2e.origin import Origin
 
@@ -17,6 +18,17 @@ def origin() -> Iterator[Origin]:
     origin = Origin().start()
     yield origin
     origin.remove()
+
+
+@pytest.fixture
+def quick_backend() -> Iterator[int]:
+    """The port of a backend that is never the bottleneck."""
+    process = surge.start("backend")
+    assert process.stdin is not None and process.stdout is not None
+    yield int(process.stdout.readline())
+    process.stdin.close()
+    process.wait(5)
+    process.stdout.close()
 
 
 def _furnish(gateway: Gateway) -> None:

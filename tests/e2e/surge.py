@@ -3,12 +3,15 @@
     surge.py backend            listens, prints its port, answers everything with 200 until its stdin ends
     surge.py clients JSON       asks `target` on `port` `rate` times a second over `connections` keep-alive connections
                                 for `seconds`, whatever comes back; prints {"began_s", "answers", "unsent"}. `{n}` in
-                                the target or the head is the number of the request in 20 digits
+                                the target or the head is the number of the request in 20 digits. `niceness`: how
+                                much they stand back for whom they ask
 
 A wait is counted from the moment at which the request was due, also when no connection was free then.
 """
 
 import json
+import os
+import resource
 import select
 import socket
 import subprocess
@@ -24,7 +27,10 @@ _ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\nContent-Type: text/plain\
 class Clients:
     """What `surge.py clients` is."""
 
-    def __init__(self, port: int, target: str, rate: float, connections: int, seconds: float, head: str = "") -> None:
+    def __init__(
+        self, port: int, target: str, rate: float, connections: int, seconds: float, head: str = "", niceness: int = 0
+    ) -> None:
+        os.nice(niceness)
         self._request = f"GET {target} HTTP/1.1\r\nHost: gw.test\r\n{head}\r\n".encode()
         self._rate, self._seconds = rate, seconds
         self._asked = 0
@@ -32,6 +38,8 @@ class Clients:
         self._sockets: dict[int, socket.socket] = {}
         self._due_s: dict[int, float] = {}
         self._buffers: dict[int, bytes] = {}
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
         for _ in range(connections):
             sock = socket.create_connection(("127.0.0.1", port), 10)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -2,7 +2,6 @@
 
 import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,17 +16,6 @@ OVERLOAD = 3.0
 OF_A_CORE = 0.75  # with less, the worker was starved by others and not overloaded: measure again
 ATTEMPTS = 3
 AUTHORIZATION = "{}: {}\r\n"
-
-
-@pytest.fixture
-def quick_backend() -> Iterator[int]:
-    """The port of a backend that is never the bottleneck."""
-    process = surge.start("backend")
-    assert process.stdin is not None and process.stdout is not None
-    yield int(process.stdout.readline())
-    process.stdin.close()
-    process.wait(5)
-    process.stdout.close()
 
 
 def cpu_s(gateway: Gateway) -> float:
