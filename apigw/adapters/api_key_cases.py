@@ -27,7 +27,7 @@ from apigw.stages.authentication import AuthenticationUnavailable
 
 HOLD_S: Final = 1.0  # three checks of bcrypt cost 12 on a slow core
 MAX_WAITING: Final = 4000  # requests; each holds its head, and counts as in flight
-MAX_PER_ID: Final = 4  # keys of one id that are open at a time: a flood on an id costs 4 checks a second at most
+MAX_PER_ID: Final = 2  # keys of one id that are open at a time: their checks end within HOLD_S, one after the other
 _LOOKS: Final = 5
 
 

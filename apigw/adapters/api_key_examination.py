@@ -109,6 +109,14 @@ class Examination:
         why = self._no_key.get(shown.key_id, now_s)
         return None if why is None else InvalidAPIKey(why, shown.key_id)
 
+    async def at_its_turn(self, refusal: GatewayError, shown: Shown) -> GatewayError:
+        """The refusal of a key that needs no check, when a check would be done: Note [Turns without a check]."""
+        try:
+            await self._checks.turn(shown.key_id)
+        except ChecksBusy:
+            return AuthenticationUnavailable("key_unverifiable")
+        return refusal
+
     async def verdict(self, shown: Shown, good: Good | None) -> APIKey | GatewayError:
         """The key, or why not; `good` is what memory still has of it. What is raised is a defect."""
         try:
@@ -188,8 +196,8 @@ class Examination:
         """Raises StoreDown, ChecksBusy, Unusable."""
         stored = await self._database.find(shown.key_id)
         refusal = self._refusal(stored, shown)
-        if stored is None or refusal is not None:
-            return refusal or InvalidAPIKey("key_unknown", shown.key_id)
+        if refusal is not None or stored is None:
+            return await self.at_its_turn(refusal or InvalidAPIKey("key_unknown", shown.key_id), shown)
         if self._proofs.get(shown.digest, self._clock.seconds()) != stored.secret_hash:
             if not await self._checks.check(shown.key_id, shown.secret, stored.secret_hash.encode("utf-8")):
                 self._wrong.put(shown.digest, True, self._clock.seconds())

@@ -124,10 +124,12 @@ class APIKeys(MultiService):
         waiting = self.cases.wait(case)
         if new:
             refusal = self.examination.known(shown)
-            if refusal is not None:
+            if refusal is not None and self.checks.idle:
                 self.cases.decided(case, refusal)
             else:
-                looking = Deferred.fromCoroutine(self.examination.verdict(shown, good))
+                examination = self.examination
+                telling = examination.at_its_turn(refusal, shown) if refusal else examination.verdict(shown, good)
+                looking: Deferred[Any] = Deferred.fromCoroutine(telling)
                 self._looking.add(looking)
                 looking.addBoth(self._looked, case, looking)
         return waiting

@@ -100,7 +100,7 @@ def test_who_is_told_nothing_in_time_gets_503_and_the_case_goes_on() -> None:
 
 
 def test_one_id_fills_its_places_whether_or_not_it_exists() -> None:
-    """The fifth different key of an id within a second is 503, at its time; another id's is looked into."""
+    """One key too many of an id within a second is 503, at its time; another id's is looked into."""
     desk = Cashier()
     for number in range(MAX_PER_ID):
         case, new, _ = desk.ask(f"a{number}")
@@ -111,7 +111,7 @@ def test_one_id_fills_its_places_whether_or_not_it_exists() -> None:
     assert desk.ask("b", "other")[1]
     assert desk.ask("proven", preferred=True)[1], "a key that was good before is not kept out"
     desk.advance(1.05)
-    assert sorted(told.status for _, told in desk.told) == [401] * 4 + [503]
+    assert sorted(told.status for _, told in desk.told) == [401] * MAX_PER_ID + [503]
     assert desk.ask("a9")[1]
 
 

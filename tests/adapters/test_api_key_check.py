@@ -36,6 +36,8 @@ def hold(checks: SecretChecks) -> threading.Event:
 
 
 class _Nobody:
+    begun_s = None
+
     class answer:
         called = True
 
@@ -115,3 +117,52 @@ async def test_at_the_end_what_waits_fails() -> None:
     assert heard[0].type is CancelledError
     gate.set()
     await stopped
+
+
+@pytest_twisted.ensureDeferred
+async def test_who_needs_no_check_is_told_when_one_would_be_done(checks: SecretChecks) -> None:
+    """After the checks that waited before it, and as long after as one takes; it takes no thread and no place."""
+    assert checks.idle and checks.turn("unknown").called, "nothing to wait for"
+    gate, order = hold(checks), []
+    assert not checks.idle
+    checks.takes_s = 0.05
+    before = checks.check("a", SECRET, QUICK).addCallback(lambda _: order.append("a"))
+    turn = checks.turn("unknown").addCallback(lambda _: order.append("unknown"))
+    after = checks.check("b", SECRET, QUICK).addCallback(lambda _: order.append("b"))
+    assert checks.queued == 2 and not turn.called
+    began_s = time.monotonic()
+    gate.set()
+    for one in (before, after, turn):
+        await one
+    assert order[0] == "a" and sorted(order) == ["a", "b", "unknown"]
+    assert time.monotonic() - began_s < 5 and checks.idle
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_turn_meets_the_bound_of_checks_and_makes_none(checks: SecretChecks) -> None:
+    """A flood of unknown ids keeps no check out; where a check would be refused, a turn is."""
+    gate = hold(checks)
+    turns_of_a_flood = [checks.turn(f"u{number}") for number in range(100)]
+    waiting = [checks.check(f"k{number}", SECRET, QUICK) for number in range(6)]
+    with pytest.raises(ChecksBusy):
+        checks.turn("one too many")
+    gate.set()
+    checks.takes_s = 0.01
+    assert [await one for one in waiting] == [True] * 6
+    for one in turns_of_a_flood:
+        await one
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_turn_that_is_taken_back_leaves_nothing(checks: SecretChecks) -> None:
+    """While it waits, and while its check would run."""
+    gate, heard = hold(checks), []
+    waits, runs = checks.turn("a"), checks.turn("b")
+    for one in (waits, runs):
+        one.addBoth(heard.append)
+    waits.cancel()
+    checks.takes_s = 60.0
+    gate.set()
+    await checks.check("c", SECRET, QUICK)
+    runs.cancel()
+    assert [one.type for one in heard] == [CancelledError] * 2
