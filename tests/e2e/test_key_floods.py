@@ -115,7 +115,7 @@ class House:
             if flooded_s > TWICE * quiet_s + TICK_S:
                 control_s, _ = self.beside(*CONTROL)
                 told[-1] += f", as many 404s {control_s * 1e3:.1f} ms"
-                quiet_s = max(quiet_s, control_s)
+                quiet_s = max(quiet_s, min(control_s, 3 * quiet_s))  # above that it is others who were in the way
             print(told[-1])
             if flooded_s <= TWICE * quiet_s + TICK_S:
                 return seen
