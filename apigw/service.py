@@ -9,6 +9,7 @@ import socket
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from twisted.application.service import MultiService
 from twisted.python import usage
@@ -25,7 +26,11 @@ if "twisted.internet.reactor" not in sys.modules:
 from twisted.internet import reactor  # noqa: E402
 from twisted.internet.protocol import Factory  # noqa: E402
 
+from apigw.net.names import Names  # noqa: E402
 from apigw.worker import Worker  # noqa: E402
+
+_reactor: Any = reactor  # which is a module to a type checker
+_reactor.installNameResolver(Names(_reactor.nameResolver))
 
 
 class Options(usage.Options):

@@ -15,18 +15,20 @@ from typing import Any
 
 from attrs import frozen
 from twisted.internet.defer import CancelledError, Deferred, TimeoutError
+from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 
 from apigw.config.addresses import is_loopback, nameserver_of, split_url
 from apigw.config.model import Discovery
 from apigw.config.reading import Unreadable, read_bounded
-from apigw.core.discovery import REASONS, Belief, Boundary, Entry, RawEntry, sift
+from apigw.core.discovery import REASONS, Belief, Boundary, Entry, RawEntry, Sifted, sift
 from apigw.net.fetch import Answer, FetchFailed, Question, Trust, ask
 from apigw.net.poller import Poller, PollFailed
 from apigw.ports import WallClock
 
 MAX_ANSWER_BYTES = 4 * 2**20  # a thousand instances with all that Consul knows of them; parsing it takes 20 ms
 ANSWER_S = 5.0  # for an answer that waits for nothing
+_LARGE_BYTES = 65_536  # some hundred instances; below it reading takes a millisecond or two, as long as asking a thread
 _MAX_ERROR_CHARS = 500
 _MAX_SECRET_BYTES = 16_384  # a token of Kubernetes has about 1,000
 _MAX_CA_BYTES = 1_048_576
@@ -102,6 +104,7 @@ class RegistryPoller(Poller):
         self._on_instances = on_instances
         self._boundary = wanted.boundary()
         self._belief = Belief(wanted.discovery.empty_after_s, known)
+        self._last = Sifted((), {})  # the last good answer
         self._trust: tuple[bytes | None, Trust] | None = None
 
     @property
@@ -153,12 +156,25 @@ class RegistryPoller(Poller):
 
     # -- answers
 
+    async def hear(self, read: Callable[[], Iterable[RawEntry | None]], size_bytes: int) -> None:
+        """heard() of what `read` makes of an answer of this size: in a thread when it is large, so that the loop is
+        held for some milliseconds at a time and not for all of it. `read` must not touch what others use."""
+        if size_bytes <= _LARGE_BYTES:
+            self.heard(read())
+            return
+        pool = self._reactor.getThreadPool()
+        boundary = self._boundary
+        self._sifted(await deferToThreadPool(self._reactor, pool, lambda: sift(read(), boundary)))
+
     def heard(self, answer: Iterable[RawEntry | None]) -> None:
         """A whole list came. Raises PollFailed when nothing in it is usable."""
-        sifted = sift(answer, self._boundary)
+        self._sifted(sift(answer, self._boundary))
+
+    def _sifted(self, sifted: Sifted) -> None:
         self._tell_skipped(sifted.skipped)
         if sifted.skipped and not sifted.entries:
             raise PollFailed(f"no usable instance in the answer: {_counted(sifted.skipped)}")
+        self._last = sifted
         self.up, self.last_error = True, None
         self.last_success_epoch_s = self._wall()
         before, kept_since_s = self.entries, self.empty_since_s
@@ -174,6 +190,10 @@ class RegistryPoller(Poller):
         if changed:
             _log_change(self.wanted.backend, self.where, before, self.entries)
             self._on_instances(self.entries)
+
+    def heard_again(self) -> None:
+        """The same good answer as before; an empty one may have lasted long enough now."""
+        self._sifted(self._last)
 
     def _tell_skipped(self, skipped: dict[str, int]) -> None:
         if skipped and skipped != self.skipped:

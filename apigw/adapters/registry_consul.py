@@ -43,6 +43,7 @@ class ConsulRegistry(RegistryPoller):
         discovery = wanted.discovery
         self._url = f"{(discovery.url or '').rstrip('/')}/v1/health/service/{quote(discovery.service, safe='')}"
         self._index = 0
+        self._heard = b""  # the last answer: most are no other, when queries end or other services change
         super().__init__(
             reactor,
             wanted,
@@ -62,12 +63,16 @@ class ConsulRegistry(RegistryPoller):
         """One blocking query."""
         try:
             answer = await self.ask(self._question(), _longest_s(WAIT_S) if self._index else ANSWER_S)
-            entries = _listed(answer)
+            if not (self._index and answer.status == 200 and answer.body == self._heard):
+                self._heard = b""
+                await self.hear(lambda: _listed(answer), len(answer.body))
+                self._heard = answer.body
+            else:
+                self.heard_again()
         except BaseException:
             self._index = 0  # who answers next may know nothing of it
             raise
         self._index = self._followed(answer.header("X-Consul-Index"))
-        self.heard(entries)
 
     def _question(self) -> Question:
         discovery = self.wanted.discovery

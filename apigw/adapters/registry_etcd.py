@@ -66,16 +66,21 @@ class EtcdRegistry(RegistryPoller):
 
     async def _read(self) -> int:
         """Read the list; the revision it is of."""
-        document = await self._of_any("/v3/kv/range", self._range() | {"limit": MAX_INSTANCES + 1})
-        try:
-            revision = int(document["header"]["revision"])
-            entries = list(_entries(document.get("kvs", [])))
-        except (KeyError, TypeError, ValueError, AttributeError):
-            raise PollFailed("the answer is not that of etcd to a range request") from None
-        self.heard(entries)
-        return revision
+        answer = await self._of_any("/v3/kv/range", self._range() | {"limit": MAX_INSTANCES + 1})
+        revisions: list[int] = []
 
-    async def _of_any(self, path: str, body: dict[str, object]) -> dict[str, Any]:
+        def read() -> list[RawEntry | None]:
+            document = _document(answer)
+            try:
+                revisions.append(int(document["header"]["revision"]))
+                return list(_entries(document.get("kvs", [])))
+            except (KeyError, TypeError, ValueError, AttributeError):
+                raise PollFailed("the answer is not that of etcd to a range request") from None
+
+        await self.hear(read, len(answer.body))
+        return revisions[0]
+
+    async def _of_any(self, path: str, body: dict[str, object]) -> Answer:
         """The answer of the first endpoint that has one; it is asked first from then on."""
         errors = []
         for _ in range(len(self._endpoints)):
@@ -92,13 +97,16 @@ class EtcdRegistry(RegistryPoller):
         last = self._first[:-1] + bytes([self._first[-1] + 1])
         return {"key": _base64(self._first), "range_end": _base64(last)}
 
-    async def _authorised(self, path: str, body: dict[str, object]) -> dict[str, Any]:
-        """POST with a token where there is a user; a token that has expired is renewed once."""
+    async def _authorised(self, path: str, body: dict[str, object]) -> Answer:
+        """POST with a token where there is a user; a token that has expired is renewed once. Raises what ask() does,
+        PollFailed for a status that is not 200."""
         answer = await self._post(path, body, await self._bearer())
         if self._token is not None and _code(answer) == _UNAUTHENTICATED:
             self._token = None
             answer = await self._post(path, body, await self._bearer())
-        return _document(answer)
+        if answer.status != 200:
+            _document(answer)
+        return answer
 
     async def _bearer(self) -> dict[str, str]:
         discovery = self.wanted.discovery

@@ -12,7 +12,7 @@ slices of both, of the same pods.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -106,24 +106,19 @@ class KubernetesRegistry(RegistryPoller):
         if answer.status == _GONE:
             raise PollFailed("status 410 to a list")
         _judge(answer)
-        try:
-            document = orjson.loads(answer.body)
-            version = document["metadata"]["resourceVersion"]
-            items = [(each["metadata"]["name"], each) for each in document.get("items") or []]
-        except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
-            raise PollFailed("the answer is no list of EndpointSlices") from None
-        if not isinstance(version, str) or not version:
-            raise PollFailed("the answer has no resourceVersion")
-        self._slices.clear()
-        for name, each in items:
-            self._put(name, each)
-        self._version = version
-        self.heard(self._entries())
+        found: list[tuple[str, dict[str, _Slice]]] = []
+
+        def read() -> list[RawEntry | None]:
+            found.append(_listed(answer.body, self.wanted.discovery.port))
+            return _entries(found[0][1].values())
+
+        await self.hear(read, len(answer.body))
+        self._version, self._slices = found[0]
 
     # -- watch
 
     async def _watch(self) -> None:
-        lines = _Lines(self._event, lambda: self.heard(self._entries()))
+        lines = _Lines(self._event, lambda: self.heard(_entries(self._slices.values())))
         question = self._question(
             watch="1", allowWatchBookmarks="true", resourceVersion=self._version or "", timeoutSeconds=str(WATCH_S)
         )
@@ -158,18 +153,7 @@ class KubernetesRegistry(RegistryPoller):
     # -- slices
 
     def _put(self, name: object, document: dict[str, Any]) -> None:
-        if not isinstance(name, str) or (name not in self._slices and len(self._slices) >= _MAX_SLICES):
-            raise FetchFailed(f"an EndpointSlice without a name, or more than {_MAX_SLICES} of them")
-        self._slices[name] = _slice(document, self.wanted.discovery.port)
-
-    def _entries(self) -> list[RawEntry | None]:
-        slices = list(self._slices.values())
-        if any(each.family == "IPv4" and (any(each.ready) or any(each.serving)) for each in slices):
-            slices = [each for each in slices if each.family != "IPv6"]
-        ready = [entry for each in slices for entry in each.ready]
-        if not any(ready):
-            ready += [entry for each in slices for entry in each.serving]
-        return ready
+        _put(self._slices, name, _slice(document, self.wanted.discovery.port))
 
 
 @frozen
@@ -180,6 +164,39 @@ class _Slice:
     family: object = None  # IPv4, IPv6 or FQDN
     ready: tuple[RawEntry | None, ...] = (None,)
     serving: tuple[RawEntry | None, ...] = ()
+
+
+def _listed(body: bytes, port: int | str | None) -> tuple[str, dict[str, _Slice]]:
+    """The resourceVersion and the slices of a list. Raises PollFailed."""
+    try:
+        document = orjson.loads(body)
+        version = document["metadata"]["resourceVersion"]
+        items = [(each["metadata"]["name"], each) for each in document.get("items") or []]
+    except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
+        raise PollFailed("the answer is no list of EndpointSlices") from None
+    if not isinstance(version, str) or not version:
+        raise PollFailed("the answer has no resourceVersion")
+    slices: dict[str, _Slice] = {}
+    for name, each in items:
+        _put(slices, name, _slice(each, port))
+    return version, slices
+
+
+def _put(slices: dict[str, _Slice], name: object, found: _Slice) -> None:
+    if not isinstance(name, str) or (name not in slices and len(slices) >= _MAX_SLICES):
+        raise FetchFailed(f"an EndpointSlice without a name, or more than {_MAX_SLICES} of them")
+    slices[name] = found
+
+
+def _entries(every: Iterable[_Slice]) -> list[RawEntry | None]:
+    """What all slices of a service come to; see the top."""
+    slices = list(every)
+    if any(each.family == "IPv4" and (any(each.ready) or any(each.serving)) for each in slices):
+        slices = [each for each in slices if each.family != "IPv6"]
+    ready = [entry for each in slices for entry in each.ready]
+    if not any(ready):
+        ready += [entry for each in slices for entry in each.serving]
+    return ready
 
 
 def _slice(document: dict[str, Any], wanted_port: int | str | None) -> _Slice:

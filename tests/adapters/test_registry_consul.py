@@ -114,6 +114,22 @@ async def test_changes_of_other_services_are_no_changes(consul: Consul) -> None:
 
 
 @pytest_twisted.ensureDeferred
+async def test_an_empty_list_is_believed_when_it_has_lasted(consul: Consul) -> None:
+    """Though it is the same answer again and again."""
+    consul.register("orders", "1", "10.0.0.1", 80)
+    with watching(ConsulRegistry, at(consul.url, empty_after_s=1.0)) as watch:
+        await watch.until_hosts("10.0.0.1:80*1")
+        consul.deregister("orders", "1")
+        await until(lambda: watch.registry.empty_since_s is not None, REACTOR)
+        consul.changed()
+        await turns(REACTOR, 0.6)
+        assert watch.hosts == ["10.0.0.1:80*1"]
+        await turns(REACTOR, 0.6)
+        consul.changed()
+        await watch.until_hosts()
+
+
+@pytest_twisted.ensureDeferred
 async def test_a_held_query_that_ends_without_news_is_no_failure(
     consul: Consul, monkeypatch: pytest.MonkeyPatch
 ) -> None:

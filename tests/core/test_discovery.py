@@ -203,6 +203,12 @@ def test_what_is_let_through_is_an_address_like_any_other(
         assert not (address.is_loopback or address.is_link_local or address.is_multicast or address.is_unspecified)
 
 
+@given(st.integers(0, 2**32 - 1).map(ipaddress.IPv4Address))
+def test_the_short_way_for_plain_addresses_leads_where_the_long_one_does(address: ipaddress.IPv4Address) -> None:
+    everywhere = Boundary(networks=(ipaddress.ip_network("0.0.0.0/0"),))
+    assert verdict(str(address)) == verdict(str(address), everywhere)
+
+
 @pytest.mark.parametrize(
     ("given", "ours"),
     [
