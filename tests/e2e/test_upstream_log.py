@@ -73,6 +73,24 @@ def test_a_refused_connection_is_named_with_its_instance(gateway: Gateway) -> No
     assert found["error_message"] == "attempt 1 of 1: Connection refused"
 
 
+def test_an_address_that_leads_nowhere_is_named_too(launch: Launch) -> None:
+    """No way to it (multicast has no TCP), and a name without an address."""
+
+    def change(gateway: Gateway) -> None:
+        for name, host in (("nowhere", "224.0.0.1"), ("nameless", "no-such-host.invalid")):
+            gateway.settings["backends"].append(backend(name, 9) | {"instances": [{"host": host, "port": 9}]})
+            gateway.settings["routes"].append(route(name, f"/{name}/*", name))
+
+    gateway = launch(change)
+    for name, reason, instance in (
+        ("nowhere", "unreachable", "224.0.0.1:9"),
+        ("nameless", "unresolved", "no-such-host.invalid:9"),
+    ):
+        found = entry_of(gateway, f"/{name}/x")
+        assert (found["status"], found["error_type"], found["backend_instance"]) == (502, reason, instance)
+        assert found["error_message"].startswith("attempt 1 of 1: ")
+
+
 def test_a_replay_is_seen_in_the_log_and_in_the_metrics_whether_it_helped_or_not(launch: Launch) -> None:
     """The first attempt met a connection that the backend closed as it came."""
     mortal = Origin().start(quiet_port())

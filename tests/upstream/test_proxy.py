@@ -75,6 +75,8 @@ async def test_a_request_and_its_answer_pass_and_the_connection_is_used_again(st
     answers = await deferToThread(talk)
     assert [answer.body for answer in answers] == [b"/a/%d?q body" % n for n in range(5)]
     assert origin.connections == 1
+    (kept,) = gateway.pool.members[0].idle
+    assert kept.transport._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 30
     head = origin.requests[0][0].lower()
     assert b"evil" not in head and b"secret" not in head
     assert b"x-own: kept" in head
