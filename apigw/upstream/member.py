@@ -73,6 +73,10 @@ class Member:
         """Requests that hold a connection to it or wait for one to open, those whose clients gave up included."""
         return self.open - len(self.idle)
 
+    def sound(self) -> bool:
+        """Whether nothing failed of late, so that connections to it may be opened in advance."""
+        return not self.failures and not self.refused
+
     def weight(self, now_s: float, slow_start_s: float) -> float:
         """What it weighs now; see Note [What an instance weighs] in core/balancer.py."""
         weight: float = self.instance.weight
@@ -97,3 +101,12 @@ def share_out(members: Sequence[Member], max_connections: int) -> None:
         member.part = FAIR * member.instance.weight / total
         member.most = 1 << 30 if len(members) == 1 else max(1, ceil(member.part * max_connections))
         member.free = 1 << 30 if len(members) == 1 else min(SPARE, member.most)
+
+
+def oldest_idle(members: Sequence[Member]) -> "UpstreamConnection | None":
+    """The idle connection that rested longest."""
+    oldest: UpstreamConnection | None = None
+    for member in members:
+        if member.idle and (oldest is None or member.idle[0].idle_since_s < oldest.idle_since_s):
+            oldest = member.idle[0]
+    return oldest

@@ -6,7 +6,7 @@ instance: core/balancer.py, and Note [Fair parts] in member.py.
 """
 
 from collections import OrderedDict, deque
-from typing import Any, Callable, NamedTuple, Protocol
+from typing import Any, Callable
 
 from apigw.config.model import Backend
 from apigw.core.balancer import SmoothRoundRobin
@@ -14,7 +14,8 @@ from apigw.net.connect import EXHAUSTED, REFUSED, TIMED_OUT, Connector
 from apigw.net.deadlines import Deadlines
 from apigw.upstream.connection import UpstreamConnection
 from apigw.upstream.detached import Detached
-from apigw.upstream.member import Member, share_out
+from apigw.upstream.member import Member, oldest_idle, share_out
+from apigw.upstream.waiting import Failed, Opening, Waiter
 
 CONNECT_TIMEOUT_S = 5.0  # a local network answers in milliseconds; the route's timeout may be shorter
 CONNECT_AT_LEAST_S = 1.0  # below it nothing is said of the instance: a lost SYN is sent again after a second
@@ -25,42 +26,6 @@ _AT_ONCE = 50  # waiters served in one turn of the loop
 
 POOL_FULL, NO_INSTANCE = "pool_full", "no_healthy_instance"
 _WORDS = {REFUSED: "connection was refused", TIMED_OUT: "connect was not answered"}
-
-
-class Failed(NamedTuple):
-    """Why there is no connection: a reason of names.UPSTREAM_REASONS, a sentence for the log, and the instance."""
-
-    reason: str
-    detail: str
-    instance: str | None
-
-
-class Waiter(Protocol):
-    """A request that wants a connection; gets exactly one of both, perhaps from inside acquire()."""
-
-    @property
-    def timeout_s(self) -> float: ...
-
-    def pool_ready(self, connection: UpstreamConnection) -> None: ...
-
-    def pool_failed(self, reason: str, detail: str, instance: str | None) -> None: ...
-
-
-class _Opening:
-    """A connection on its way to a waiter, or to the idle ones when the waiter is gone."""
-
-    __slots__ = ("pool", "member", "waiter")
-
-    def __init__(self, pool: "Pool", member: Member, waiter: Waiter | None) -> None:
-        self.pool = pool
-        self.member = member
-        self.waiter = waiter
-
-    def connect_done(self, sock: Any, peer: Any) -> None:
-        self.pool.opened(self, sock, peer)
-
-    def connect_failed(self, reason: str, detail: str) -> None:
-        self.pool.open_failed(self, reason, detail)
 
 
 def _no_draw() -> float:
@@ -97,7 +62,7 @@ class Pool:
         self._draw = draw
         self._queue: deque[Waiter] = deque()
         self._admitting = False  # the queue's first are about to be served, in a turn of their own
-        self._openings: "OrderedDict[Waiter, _Opening]" = OrderedDict()
+        self._openings: "OrderedDict[Waiter, Opening]" = OrderedDict()
         self._detached = Detached()
         self._balance: SmoothRoundRobin[Member] = SmoothRoundRobin(())
         self._ramping = False
@@ -176,14 +141,10 @@ class Pool:
         return self._close_an_idle_one() or self._detached.give_way(self._reactor.seconds())
 
     def _close_an_idle_one(self) -> bool:
-        oldest = None
-        for member in self.members:
-            if member.idle and (oldest is None or member.idle[0].idle_since_s < oldest.idle_since_s):
-                oldest = member.idle[0]
-        if oldest is None:
-            return False
-        oldest.kill()
-        return True
+        oldest = oldest_idle(self.members)
+        if oldest is not None:
+            oldest.kill()
+        return oldest is not None
 
     # -- connections
 
@@ -191,14 +152,14 @@ class Pool:
         self.open += 1
         self.busy += 1
         member.open += 1
-        opening = _Opening(self, member, waiter)
+        opening = Opening(self, member, waiter)
         timeout_s = CONNECT_TIMEOUT_S
         if waiter is not None:
             self._openings[waiter] = opening
             timeout_s = min(timeout_s, max(waiter.timeout_s, CONNECT_AT_LEAST_S))
         self._connector.connect(member.instance.host, member.instance.port, timeout_s, opening)
 
-    def opened(self, opening: _Opening, sock: Any, peer: Any) -> None:
+    def opened(self, opening: Opening, sock: Any, peer: Any) -> None:
         member = opening.member
         member.refused = 0
         lifetime_s = self.backend.max_lifetime_s * (1.0 - _LIFETIME_SPREAD * self._draw())
@@ -214,7 +175,7 @@ class Pool:
             del self._openings[waiter]
             waiter.pool_ready(connection)
 
-    def open_failed(self, opening: _Opening, reason: str, detail: str) -> None:
+    def open_failed(self, opening: Opening, reason: str, detail: str) -> None:
         member = opening.member
         self.open -= 1
         self.busy -= 1
@@ -327,7 +288,7 @@ class Pool:
     def _warm_up(self) -> None:
         wanted = min(self.backend.min_connections, self.backend.max_connections) - self.open
         for _ in range(min(wanted, _AT_ONCE)):
-            member = self._balance.pick_among(_sound)
+            member = self._balance.pick_among(Member.sound)
             if member is None:
                 break
             self._open(member, None)
@@ -366,8 +327,3 @@ class Pool:
     def waiting(self) -> int:
         """Requests in the queue for a connection."""
         return len(self._queue)
-
-
-def _sound(member: Member) -> bool:
-    """Whether connections to it may be opened in advance."""
-    return not member.failures and not member.refused

@@ -1,5 +1,6 @@
 """What an instance weighs, and when it holds more than its part of what is in flight."""
 
+from types import SimpleNamespace
 from typing import Any
 
 from hypothesis import given
@@ -7,7 +8,7 @@ from hypothesis import strategies as st
 
 from apigw.config.model import Instance
 from apigw.core.balancer import SLOW_SHARE
-from apigw.upstream.member import FAIR, SPARE, Member, share_out
+from apigw.upstream.member import FAIR, SPARE, Member, oldest_idle, share_out
 
 
 def members(*weights: int) -> list[Member]:
@@ -83,3 +84,21 @@ def test_where_there_is_room_in_the_pool_there_is_an_instance_that_is_not_crowde
     assert in_flight < limit
     assert not all(member.in_flight >= member.free and member.crowded(in_flight) for member in all_of_them)
     assert FAIR > 1
+
+
+def test_the_idle_connection_that_rested_longest_is_found_among_all() -> None:
+    one, two, three = members(1, 1, 1)
+    rested: list[Any] = [SimpleNamespace(idle_since_s=at_s) for at_s in (5.0, 9.0, 3.0, 4.0)]
+    one.idle += rested[:2]
+    three.idle += rested[2:]
+    assert oldest_idle([one, two, three]) is rested[2]
+    assert oldest_idle([two]) is None
+
+
+def test_who_failed_of_late_is_not_sound() -> None:
+    (member,) = members(1)
+    assert member.sound()
+    member.refused = 1
+    assert not member.sound()
+    member.refused, member.failures = 0, 1
+    assert not member.sound()
