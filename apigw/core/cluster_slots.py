@@ -53,6 +53,19 @@ def read_slots(reply: Any, asked: Place) -> tuple[SlotRange, ...]:
     return tuple(sorted(_range(entry, asked) for entry in reply))
 
 
+def read_info(reply: Any) -> tuple[bool, int]:
+    """Of CLUSTER INFO: whether the node holds the cluster for whole, and the epoch that it knows of, which grows with
+    every failover and every slot that has moved. Raises ValueError.
+    """
+    if not isinstance(reply, bytes):
+        raise ValueError("what it says of the cluster is no text")
+    facts = dict(line.split(b":", 1) for line in reply.split() if b":" in line)
+    try:
+        return facts[b"cluster_state"] == b"ok", int(facts[b"cluster_current_epoch"])
+    except KeyError:
+        raise ValueError("it does not say how the cluster is") from None
+
+
 def _range(entry: Any, asked: Place) -> SlotRange:
     if not isinstance(entry, list) or len(entry) < 3:
         raise ValueError("an entry of the map of the slots is not (first, last, master ...)")

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from apigw.core.cluster_slots import SLOTS, SlotRange, read_redirection, read_slots, slot_of, tag_within
+from apigw.core.cluster_slots import SLOTS, SlotRange, read_info, read_redirection, read_slots, slot_of, tag_within
 from apigw.core.window import counter_key
 
 ASKED = ("10.0.0.9", 7000)
@@ -96,6 +96,14 @@ def test_the_map_of_the_slots_in_order() -> None:
 def test_what_is_no_map(reply: Any) -> None:
     with pytest.raises(ValueError):
         read_slots(reply, ASKED)
+
+
+def test_how_a_node_finds_its_cluster() -> None:
+    assert read_info(b"cluster_state:ok\r\ncluster_slots_ok:16384\r\ncluster_current_epoch:7\r\n") == (True, 7)
+    assert read_info(b"cluster_state:fail\r\ncluster_current_epoch:0\r\n") == (False, 0)
+    for nonsense in (None, b"", b"cluster_state:ok", b"cluster_current_epoch:x\ncluster_state:ok", [b"ok"]):
+        with pytest.raises(ValueError):
+            read_info(nonsense)
 
 
 def test_where_a_redirection_leads() -> None:
