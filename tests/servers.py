@@ -88,7 +88,7 @@ class RedisServer:
             return ["--bind", "127.0.0.1", "--port", str(self.port)]
         certificate, key = str(self._tls / "cert.pem"), str(self._tls / "key.pem")
         files = ["--tls-cert-file", certificate, "--tls-key-file", key, "--tls-ca-cert-file", certificate]
-        more = ["--tls-auth-clients", "no", "--tls-replication", "yes", "--tls-cluster", "yes"]
+        more = ["--tls-auth-clients", "optional", "--tls-replication", "yes", "--tls-cluster", "yes"]
         return ["--bind", "127.0.0.1", "--port", "0", "--tls-port", str(self.port), *files, *more]
 
     def _connection(self) -> socket.socket:

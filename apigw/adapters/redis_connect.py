@@ -13,7 +13,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import HostnameEndpoint, connectProtocol, wrapClientTLS
-from twisted.internet.ssl import Certificate, optionsForClientTLS, trustRootFromCertificates
+from twisted.internet.ssl import Certificate, PrivateCertificate, optionsForClientTLS, trustRootFromCertificates
 
 from apigw.adapters.redis_link import opening_of, pack
 from apigw.config.model import RedisSection
@@ -26,10 +26,22 @@ _MAX_NAMES: Final = 256  # whose TLS options are kept; making them reads all tha
 Renew = Callable[[str], None]
 
 
-def trust_root_of(ca_file: Path) -> Any:
-    """What TLS trusts instead of the system's authorities: every certificate of a PEM file. Raises OSError."""
-    certificates = x509.load_pem_x509_certificates(ca_file.read_bytes())
-    return trustRootFromCertificates([Certificate.loadPEM(one.public_bytes(Encoding.PEM)) for one in certificates])
+def _read(file: Path) -> list[Certificate]:
+    """Every certificate of a PEM file. Raises OSError."""
+    certificates = x509.load_pem_x509_certificates(file.read_bytes())
+    return [Certificate.loadPEM(one.public_bytes(Encoding.PEM)) for one in certificates]
+
+
+def tls_terms(section: RedisSection) -> dict[str, Any]:
+    """What optionsForClientTLS() wants besides the host name: the section's files. Raises OSError."""
+    terms: dict[str, Any] = {}
+    if section.ca_file is not None:
+        terms["trustRoot"] = trustRootFromCertificates(_read(section.ca_file))
+    if section.cert_file is not None and section.key_file is not None:
+        own, *chain = _read(section.cert_file)
+        terms["clientCertificate"] = PrivateCertificate.loadPEM(own.dumpPEM() + section.key_file.read_bytes())
+        terms["extraCertificateOptions"] = {"extraCertChain": [one.original for one in chain]}
+    return terms
 
 
 class Way(Protocol):
@@ -55,7 +67,7 @@ class StraightWay:
 
 
 class RedisAccess:
-    """To any server of one deployment, as its section says. Made once a worker. Raises OSError for the CA's file.
+    """To any server of one deployment, as its section says. Made once a worker. Raises OSError for its files.
 
     url: what the section's URL says. opening, sentinel_opening: the commands that begin a connection.
     """
@@ -69,7 +81,7 @@ class RedisAccess:
             self.sentinel_opening = (pack("AUTH", *user, section.sentinel_password),)
         self._reactor = reactor
         self._connector = connector
-        self._trust_root = None if section.ca_file is None else trust_root_of(section.ca_file)
+        self._tls_terms = tls_terms(section)
         self._tls_options: dict[str, Any] = {}
 
     def to(self, place: Place) -> Callable[[Any], "Deferred[Any]"]:
@@ -90,5 +102,5 @@ class RedisAccess:
         if options is None:
             if len(self._tls_options) >= _MAX_NAMES:
                 self._tls_options.clear()
-            options = self._tls_options[host] = optionsForClientTLS(host, self._trust_root)
+            options = self._tls_options[host] = optionsForClientTLS(host, **self._tls_terms)
         return options

@@ -43,6 +43,8 @@ def _client(section: RedisSection) -> Any:
     if url.tls:
         way["ssl"] = True
         way["ssl_ca_certs"] = None if section.ca_file is None else str(section.ca_file)
+        if section.cert_file is not None:
+            way |= {"ssl_certfile": str(section.cert_file), "ssl_keyfile": str(section.key_file)}
     if url.kind == CLUSTER:
         nodes = [ClusterNode(host, port) for host, port in url.hosts]
         return RedisCluster(startup_nodes=nodes, retry=Retry(NoBackoff(), _REDIRECTIONS), **login, **way)

@@ -95,13 +95,15 @@ class APIKeysSection:
 class RedisSection:
     """`url` is what RedisURL.of() (config/redis_url.py) understands.
 
-    ca_file: PEM certificates that TLS trusts instead of the system's. sentinel_user, sentinel_password: what the
-    sentinels want, if they want any.
+    ca_file: PEM certificates that TLS trusts instead of the system's. cert_file, key_file: what TLS shows of itself, if
+    Redis asks for it. sentinel_user, sentinel_password: what the sentinels want, if they want any.
     """
 
     url: str = field(repr=False)  # may hold a password
     timeout_s: float = 0.005
     ca_file: Path | None = None
+    cert_file: Path | None = None
+    key_file: Path | None = None
     sentinel_user: str | None = field(default=None, repr=False)
     sentinel_password: str | None = field(default=None, repr=False)
 

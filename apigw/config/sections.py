@@ -161,6 +161,8 @@ REDIS = Record(
         Field("url", RedisURLText(), required=True),
         Field("timeout_ms", Milliseconds(1, 10_000), "timeout_s"),
         Field("ca_file", FilePath()),
+        Field("cert_file", FilePath()),
+        Field("key_file", FilePath()),
         Field("sentinel_user", Secret()),
         Field("sentinel_password", Secret()),
     ),

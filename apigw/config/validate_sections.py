@@ -1,6 +1,7 @@
 """Sections of the main file and backends: values that contradict each other, or lack what they need."""
 
 import json
+from ssl import PROTOCOL_TLS_CLIENT, SSLContext, SSLError
 
 from cryptography.x509 import load_pem_x509_certificates
 
@@ -91,20 +92,41 @@ def _check_jwks_file(draft: Draft, jwt: JWTSection) -> None:
 def _check_redis(draft: Draft, redis: RedisSection) -> None:
     """The keys that only some URLs have, and the file; messages do not quote the URL, which may hold a password."""
     url = RedisURL.of(redis.url)
-    if redis.ca_file is not None and not url.tls:
-        draft.refuse(redis, "ca_file", "redis.ca_file is for TLS; the URL must begin with rediss")
-    elif redis.ca_file is not None and draft.sound(redis, "ca_file"):
+    for key in ("ca_file", "cert_file", "key_file"):
+        if getattr(redis, key) is not None and not url.tls:
+            draft.refuse(redis, key, f"redis.{key} is for TLS; the URL must begin with rediss")
+    if url.tls and draft.sound(redis, "ca_file", "cert_file", "key_file"):
+        _check_redis_files(draft, redis)
+    for key in ("sentinel_user", "sentinel_password"):
+        if getattr(redis, key) is not None and url.kind != SENTINEL:
+            draft.refuse(redis, key, f"redis.{key} is for redis+sentinel://; the password of Redis is in the URL")
+    if redis.sentinel_user is not None and redis.sentinel_password is None:
+        draft.refuse(redis, "sentinel_user", "redis.sentinel_user needs redis.sentinel_password")
+
+
+def _check_redis_files(draft: Draft, redis: RedisSection) -> None:
+    if redis.ca_file is not None:
         try:
             load_pem_x509_certificates(read_bounded(redis.ca_file, MAX_PEM_BYTES))
         except Unreadable as error:
             draft.refuse(redis, "ca_file", f"redis.ca_file {redis.ca_file} {error}")
         except ValueError:
             draft.refuse(redis, "ca_file", f"redis.ca_file {redis.ca_file} holds no PEM certificates")
-    for key in ("sentinel_user", "sentinel_password"):
-        if getattr(redis, key) is not None and url.kind != SENTINEL:
-            draft.refuse(redis, key, f"redis.{key} is for redis+sentinel://; the password of Redis is in the URL")
-    if redis.sentinel_user is not None and redis.sentinel_password is None:
-        draft.refuse(redis, "sentinel_user", "redis.sentinel_user needs redis.sentinel_password")
+    if redis.cert_file is None or redis.key_file is None:
+        if redis.cert_file is not redis.key_file:
+            key = "cert_file" if redis.key_file is None else "key_file"
+            draft.refuse(redis, key, "redis.cert_file and redis.key_file need each other")
+        return
+    try:
+        for path in (redis.cert_file, redis.key_file):
+            read_bounded(path, MAX_PEM_BYTES)
+        # the empty password: an encrypted key is refused rather than asked for at the terminal
+        SSLContext(PROTOCOL_TLS_CLIENT).load_cert_chain(redis.cert_file, redis.key_file, password="")
+    except Unreadable as error:
+        draft.refuse(redis, "cert_file", f"redis.cert_file or redis.key_file {error}")
+    except (SSLError, ValueError):
+        message = f"redis.cert_file {redis.cert_file} and redis.key_file {redis.key_file} are no pair in PEM"
+        draft.refuse(redis, "cert_file", f"{message}, or the key is encrypted")
 
 
 def _check_rate_limits(draft: Draft) -> None:

@@ -20,12 +20,12 @@ loop: Any = reactor
 DEMAND = Demand("standard", "rate:{standard:user:a}", 10, 60)
 
 
-def access_to(url: str, ca_file: Path | None = None) -> RedisAccess:
-    return RedisAccess(RedisSection(url=url, ca_file=ca_file), loop, Connector(loop, Deadlines(loop)))
+def access_to(url: str, **files: Path | None) -> RedisAccess:
+    return RedisAccess(RedisSection(url=url, **files), loop, Connector(loop, Deadlines(loop)))  # type: ignore[arg-type]
 
 
-def store_at(url: str, ca_file: Path | None = None) -> RedisCounters:
-    access = access_to(url, ca_file)
+def store_at(url: str, **files: Path | None) -> RedisCounters:
+    access = access_to(url, **files)
     connect = access.to(access.url.hosts[0])
     return RedisCounters(connect, loop, lambda call: loop.callLater(0, call), RedisSection(url=url, timeout_s=0.1))
 
@@ -58,7 +58,7 @@ async def test_over_tls_the_servers_certificate_is_verified(tmp_path: Path) -> N
     self_signed(tmp_path)
     with redis_server(tls=tmp_path) as server:
         port = server.port
-        store = store_at(f"rediss://127.0.0.1:{port}/0", tmp_path / "cert.pem")
+        store = store_at(f"rediss://127.0.0.1:{port}/0", ca_file=tmp_path / "cert.pem")
         store.startService()
         await until(lambda: store.up, loop)
         assert isinstance(await store.take([DEMAND], 1_707_264_000.0), Counted)
@@ -69,3 +69,27 @@ async def test_over_tls_the_servers_certificate_is_verified(tmp_path: Path) -> N
         assert not stranger.up
         stranger.stopService()
         await turns(loop, 0.01)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_redis_that_wants_a_certificate_is_shown_ours(tmp_path: Path) -> None:
+    """Redis asks for one by default. Without, or with one that it does not trust, the store stays down."""
+    self_signed(tmp_path)
+    (stranger := tmp_path / "stranger").mkdir()
+    self_signed(stranger)
+    trusted = {"ca_file": tmp_path / "cert.pem"}
+    with redis_server("--tls-auth-clients", "yes", tls=tmp_path) as server:
+        url = f"rediss://127.0.0.1:{server.port}/0"
+        store = store_at(url, **trusted, cert_file=tmp_path / "cert.pem", key_file=tmp_path / "key.pem")
+        store.startService()
+        await until(lambda: store.up, loop)
+        assert isinstance(await store.take([DEMAND], 1_707_264_000.0), Counted)
+        store.stopService()
+        for files in ({}, {"cert_file": stranger / "cert.pem", "key_file": stranger / "key.pem"}):
+            refused = store_at(url, **trusted, **files)
+            refused.startService()
+            await until(lambda refused=refused: refused.last_error != "not connected yet", loop)
+            await turns(loop, 0.2)
+            assert not refused.up
+            refused.stopService()
+        await turns(loop, 0.02)

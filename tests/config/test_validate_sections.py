@@ -5,6 +5,8 @@ from typing import Any, Callable
 
 import pytest
 
+from tests.edge.authority import certificate
+
 Refused = Callable[[Any], list[str]]
 
 
@@ -80,6 +82,27 @@ nothing of the kind
             "redis.ca_file is for TLS; the URL must begin with rediss",
         ),
         (
+            {"url": "redis://:secret@h", "cert_file": "own.crt"},
+            "redis.cert_file is for TLS; the URL must begin with rediss",
+        ),
+        ({"url": "rediss://:secret@h", "cert_file": "own.crt", "key_file": "own.key"}, None),
+        (
+            {"url": "rediss://:secret@h", "cert_file": "own.crt"},
+            "redis.cert_file and redis.key_file need each other",
+        ),
+        (
+            {"url": "rediss://:secret@h", "cert_file": "own.crt", "key_file": "no.key"},
+            "redis.cert_file or redis.key_file does not exist",
+        ),
+        (
+            {"url": "rediss://:secret@h", "cert_file": "own.crt", "key_file": "other.key"},
+            "redis.cert_file own.crt and redis.key_file other.key are no pair in PEM, or the key is encrypted",
+        ),
+        (
+            {"url": "rediss://:secret@h", "cert_file": "own.crt", "key_file": "locked.key"},
+            "redis.cert_file own.crt and redis.key_file locked.key are no pair in PEM, or the key is encrypted",
+        ),
+        (
             {"url": "redis://:secret@h", "sentinel_password": "secret"},
             "redis.sentinel_password is for redis+sentinel://; the password of Redis is in the URL",
         ),
@@ -95,6 +118,10 @@ def test_the_keys_of_redis_fit_its_url(
     """And no message has a password in it."""
     (tmp_path / "bad.pem").write_text(CERTIFICATES)
     (tmp_path / "empty.pem").write_text("")
+    certificate(tmp_path, "own")
+    certificate(tmp_path, "other")
+    locked = certificate(tmp_path, "locked", password=b"x")
+    locked.key_file.replace(tmp_path / "locked.key")
     problems = [problem.partition(": ")[2] for problem in refused(document | {"redis": section})]
     problems = [problem for problem in problems if "not available" not in problem]
     assert problems == ([] if problem is None else [problem])
