@@ -10,11 +10,12 @@ from typing import Any, Callable, Mapping
 from apigw.config.model import Backend, CircuitBreaker, Config
 from apigw.core.breaker import CLOSED, HALF_OPEN, OPEN, RECOVERING
 from apigw.net.poller import Poller
-from apigw.upstream.gate import Gate, Told
+from apigw.upstream.gate import CIRCUIT_OPEN, Gate, Told
 from apigw.upstream.pool import Pool
 
 CIRCUIT_VALUES = {CLOSED: 0.0, HALF_OPEN: 1.0, OPEN: 2.0, RECOVERING: 3.0}  # of the metric circuit_state
 _SECOND_S = 1.0
+_AT_ONCE = 50
 
 
 def _nobody(gate: Gate, old: str, new: str) -> None:
@@ -54,7 +55,20 @@ class Circuits(Poller):
             gate.breaker.tick(now_s)
 
     def _changed(self, gate: Gate, old: str, new: str) -> None:
+        if new == OPEN:
+            self.clock.callLater(0, self._turn_away, gate)
         self.on_change(gate, old, new)
+
+    def _turn_away(self, gate: Gate) -> None:
+        """Who waits for a connection would be refused now: a slice a turn of the loop, a queue may be long."""
+        pool = self._pools().get(gate.name)
+        if pool is None or gate.breaker.state != OPEN:
+            return
+        taken = pool.take_guarded(_AT_ONCE)
+        for waiter in taken:
+            waiter.pool_failed(CIRCUIT_OPEN, "the circuit opened while it waited for a connection", None)
+        if len(taken) == _AT_ONCE:
+            self.clock.callLater(0, self._turn_away, gate)
 
     def _others_fine(self, name: str, instance: str | None) -> bool:
         pool = self._pools().get(name)

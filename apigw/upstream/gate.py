@@ -101,6 +101,10 @@ class Gate:
             ex.gate, ex.ticket = self, ticket
         return None
 
+    def shut(self) -> bool:
+        """Whether every request that obeys the circuit would be refused now."""
+        return self.breaker.state == OPEN and self._now_s() < self.breaker.open_until_s
+
     def circuit_refusal(self) -> GatewayError:
         """For a request that is refused now."""
         now_s, breaker = self._now_s(), self.breaker

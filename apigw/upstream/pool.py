@@ -6,6 +6,7 @@ instance: core/balancer.py, and Note [Fair parts] in member.py.
 """
 
 from collections import OrderedDict, deque
+from itertools import islice
 from typing import Any, Callable
 
 from apigw.config.model import Backend
@@ -135,6 +136,13 @@ class Pool:
         except ValueError:
             pass
         return Failed(POOL_FULL, f"all {self.open} connections stayed busy", None)
+
+    def take_guarded(self, most: int) -> list[Waiter]:
+        """Out of the queue: the first so many that obey the circuit breaker. Who takes them fails them."""
+        taken = list(islice((waiter for waiter in self._queue if waiter.guarded), most))
+        gone = {*taken}
+        self._queue = deque(waiter for waiter in self._queue if waiter not in gone)
+        return taken
 
     def _make_room(self) -> bool:
         """Close the idle connection that rested longest, else one whose answer nobody has waited for for a while."""

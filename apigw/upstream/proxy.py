@@ -19,12 +19,13 @@ from zope.interface import implementer
 from apigw.constants import MIN_PROGRESS_BYTES
 from apigw.core.headers import CORS_REPLY, reply_lines
 from apigw.core.http1 import Head
+from apigw.errors import GatewayError
 from apigw.exchange import Exchange
 from apigw.net.connect import EXHAUSTED, TIMED_OUT
 from apigw.net.deadlines import Deadlines
 from apigw.upstream.connection import RESET, UpstreamConnection
 from apigw.upstream.failures import bad_gateway, unavailable, upstream_timeout
-from apigw.upstream.gate import Gate
+from apigw.upstream.gate import CIRCUIT_OPEN, Gate
 from apigw.upstream.member import Member
 from apigw.upstream.outgoing import request_bytes
 from apigw.upstream.pool import NO_INSTANCE, POOL_FULL, Pool
@@ -83,7 +84,7 @@ class Proxying:
         "_member",
         "_bucket",
         "timeout_s",
-        "_guarded",
+        "guarded",
         "_last_s",
         "_window_s",
         "_window_bytes",
@@ -104,7 +105,7 @@ class Proxying:
         self._backend: str = route.backend
         self._pool = proxy.pools[route.backend]
         self.timeout_s = route.timeout_s
-        self._guarded = route.circuit_breaker
+        self.guarded = route.circuit_breaker
         self._connection: UpstreamConnection | None = None
         self._member: Member | None = None
         self._bucket: Any = None
@@ -122,17 +123,24 @@ class Proxying:
         request.on_gone = self._client_gone
         if request.body.complete:
             self._body_ready()
+            return
+        gate = self._proxy.gates.get(self._backend)
+        if gate is not None and self.guarded and gate.shut():  # its body is not even asked for
+            self._refuse(gate.circuit_refusal())
         else:
             request.ready_body(self._proxy.hold_bytes, self._body_ready)
+
+    def _refuse(self, refusal: GatewayError) -> None:
+        self._end()
+        self._request.fail(refusal)
 
     def _body_ready(self) -> None:
         """Stage 10 of the contract's section 3, then 11. A refused request touches no connection."""
         gate = self._proxy.gates.get(self._backend)
         if gate is not None:
-            refusal = gate.refusal(self._exchange, self._guarded, self.timeout_s)
+            refusal = gate.refusal(self._exchange, self.guarded, self.timeout_s)
             if refusal is not None:
-                self._end()
-                self._request.fail(refusal)
+                self._refuse(refusal)
                 return
         self._bucket = self._proxy.deadlines.add(self.timeout_s, self._over)
         self._pool.acquire(self)
@@ -168,6 +176,8 @@ class Proxying:
         detail = self._told(detail)
         if reason == NO_INSTANCE:
             error = unavailable(self._backend, reason, detail, max(1, ceil(self._pool.back_in_s())))
+        elif reason == CIRCUIT_OPEN:
+            error = self._proxy.gates[self._backend].circuit_refusal()
         elif reason in (POOL_FULL, EXHAUSTED):
             error = unavailable(self._backend, reason, detail)
         elif reason == TIMED_OUT:

@@ -15,7 +15,13 @@ class Failed(NamedTuple):
 
 
 class Waiter(Protocol):
-    """A request that wants a connection; gets exactly one of both, perhaps from inside acquire()."""
+    """A request that wants a connection; gets exactly one of both, perhaps from inside acquire().
+
+    guarded: it obeys the backend's circuit breaker.
+    """
+
+    @property
+    def guarded(self) -> bool: ...
 
     @property
     def timeout_s(self) -> float: ...

@@ -4,10 +4,12 @@ import asyncio
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
 
+from tests.e2e.client import Client, head
 from tests.e2e.conftest import Launch
 from tests.e2e.gateway import Gateway, backend, quiet_port, route
 from tests.e2e.limited import Limited
@@ -89,6 +91,9 @@ def test_it_opens_is_probed_ramps_and_closes(launch: Launch, patient: Patient) -
     assert gateway.metric("circuit_state", backend="patient") == 2
     assert gateway.metric("upstream_failures_total", backend="patient", reason="circuit_open") == 2
     assert ask(gateway, 1, "/free/sick/x") == [500], "a route without circuit breaker"
+    with gateway.client() as client:
+        client.send(head("POST", "/sick/x", [("Content-Length", "1000"), ("Expect", "100-continue")]))
+        assert client.rest().startswith(b"HTTP/1.1 503 "), "no upload is asked for"
 
     patient.status = 200
     gateway.until(lambda: gateway.metric("circuit_state", backend="patient") == 1, 3)
@@ -182,6 +187,63 @@ def test_timeouts_and_a_backend_that_is_gone_open_it_too(launch: Launch, patient
     assert ask(gateway, 12) == [504] * 10 + [503] * 2
     patient.let_go.set()
     assert ask(gateway, 12, "/gone/x") == [502] * 10 + [503] * 2
+
+
+def _sent(stack: ExitStack, gateway: Gateway, target: str) -> Client:
+    """A connection that has asked."""
+    client = stack.enter_context(gateway.client())
+    client.send(head("GET", target))
+    return client
+
+
+def test_who_waits_for_a_connection_is_refused_when_it_opens(launch: Launch, patient: Patient) -> None:
+    """A backend that hangs: ten requests hold its connections until their timeout; those behind them do not wait on."""
+
+    def change(gateway: Gateway) -> None:
+        gateway.settings["circuit_breaker"] = {**QUICK, "open_seconds": 30}
+        gateway.settings["backends"].append(backend("patient", patient.origin.port, max_connections=10))
+        gateway.settings["routes"] += [
+            route("sick", "/sick/*", "patient", circuit_breaker=True, timeout_ms=1000),
+            route("slow", "/slow/*", "patient", circuit_breaker=True, timeout_ms=8000, strip_prefix="/slow"),
+        ]
+
+    gateway = launch(change)
+    patient.let_go.clear()
+    with ExitStack() as stack:
+        held = [_sent(stack, gateway, "/sick/x") for _ in range(10)]
+        gateway.until(lambda: patient.asked == 10)
+        began_s = time.monotonic()
+        waiting = [_sent(stack, gateway, "/slow/sick/x") for _ in range(20)]
+        assert {client.response().status for client in waiting} == {503}
+        assert time.monotonic() - began_s < 4
+        assert {client.response().status for client in held} == {504}
+    assert patient.asked == 10
+    patient.let_go.set()
+
+
+def test_a_backend_that_only_streams_is_got_back(launch: Launch, patient: Patient) -> None:
+    """A probe whose answer has begun well is good once its route's timeout is over, though it has not ended."""
+    gateway = sick(launch, patient, recovery_seconds=0)
+    stop = threading.Event()
+
+    async def stream(seen: Seen, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 Said\r\nTransfer-Encoding: chunked\r\n\r\n")
+        while not stop.is_set():
+            writer.write(b"400\r\n%b\r\n" % (b"x" * 1024))
+            await writer.drain()
+            await asyncio.sleep(0.05)
+        writer.write(b"0\r\n\r\n")
+
+    patient.origin.on("/sick/stream", stream)
+    patient.status = 500
+    ask(gateway, 10)
+    gateway.until(lambda: circuit(gateway)["state"] == "half_open", 3)
+    with ExitStack() as stack:
+        first = _sent(stack, gateway, "/sick/stream")
+        assert first.sock.recv(12) == b"HTTP/1.1 200"
+        gateway.until(lambda: _sent(stack, gateway, "/sick/stream").sock.recv(12) == b"HTTP/1.1 200", 4)
+        gateway.until(lambda: circuit(gateway)["state"] == "closed", 4)
+        stop.set()
 
 
 def test_settings_and_state_over_a_reload(launch: Launch, patient: Patient) -> None:

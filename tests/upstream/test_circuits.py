@@ -12,6 +12,7 @@ from apigw.net.deadlines import Deadlines
 from apigw.testing import MemoryConnector, ended_exchange, small_snapshot
 from apigw.upstream.backends import Backends
 from apigw.upstream.circuits import CIRCUIT_VALUES, Circuits
+from apigw.upstream.connection import UpstreamConnection
 from apigw.upstream.gate import Gate, record
 
 OWN = CircuitBreaker(open_s=7.0, recovery_s=0.0)
@@ -129,3 +130,46 @@ def test_the_operator_sees_state_counts_and_rates() -> None:
     said: Any = world.circuits.status("users")
     assert (said["circuit"]["state"], said["circuit"]["open_seconds_left"]) == ("open", 25.5)
     assert (said["circuit"]["share"], said["max_rps"], said["max_rps_here"]) == (0.0, None, None)
+
+
+class Waiting:
+    """A request in a pool's queue."""
+
+    timeout_s = 5.0
+
+    def __init__(self, guarded: bool) -> None:
+        self.guarded = guarded
+        self.failed: str | None = None
+
+    def pool_ready(self, connection: UpstreamConnection) -> None:
+        raise AssertionError("there is no connection to give")
+
+    def pool_failed(self, reason: str, detail: str, instance: str | None) -> None:
+        self.failed = reason
+
+
+def test_who_waits_for_a_connection_is_refused_when_the_circuit_opens() -> None:
+    """A route without circuit breaker waits on."""
+    world = World(evolve(USERS, max_connections=1), ORDERS)
+    pool = world.backends.pools["users"]
+    waiting = [Waiting(guarded=n % 10 > 0) for n in range(301)]
+    for one in waiting:
+        pool.acquire(one)
+    world.fail("users")
+    assert {one.failed for one in waiting} == {None}, "not from inside whoever had the bad outcome"
+    world.clock.advance(0)
+    assert {one.failed for one in waiting if one.guarded} == {"circuit_open"}
+    assert {one.failed for one in waiting if not one.guarded} == {None}
+    assert pool.waiting == 30
+
+
+def test_a_long_queue_is_turned_away_in_slices_and_only_while_the_circuit_is_open() -> None:
+    world = World(evolve(USERS, max_connections=1))
+    pool = world.backends.pools["users"]
+    for _ in range(201):
+        pool.acquire(Waiting(guarded=True))
+    world.fail("users")
+    recover = world.circuits.gates["users"].breaker.recovering_elsewhere
+    world.clock.callLater(0, recover, 0.0, world.clock.seconds(), "as another says")  # after the first slice
+    world.clock.advance(0)
+    assert pool.waiting == 150

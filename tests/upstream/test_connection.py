@@ -24,6 +24,7 @@ class Sink:
     """A request: `told` is what it heard, in order."""
 
     timeout_s = 5.0
+    guarded = True
 
     def __init__(self) -> None:
         self.connection: UpstreamConnection | None = None

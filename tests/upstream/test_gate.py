@@ -105,6 +105,17 @@ def test_an_open_circuit_refuses_with_the_seconds_that_are_left() -> None:
     assert refusal.detail == "circuit open for another 12.5 s"
 
 
+def test_it_is_shut_while_it_is_open_and_a_probe_is_not_due() -> None:
+    world = World()
+    assert not world.gate.shut()
+    world.open()
+    assert world.gate.shut()
+    world.clock.advance(30.0)
+    assert not world.gate.shut()
+    world.ask()
+    assert not world.gate.shut()
+
+
 def test_while_a_probe_is_out_the_others_are_refused_at_once() -> None:
     world = World().open()
     world.clock.advance(30.0)

@@ -27,6 +27,7 @@ class Asker:
 
     made = 0
     timeout_s = 5.0
+    guarded = True
 
     def __init__(self) -> None:
         Asker.made += 1
