@@ -58,7 +58,7 @@ format: .venv/installed-test
 
 # RUNLEVEL=1: a package's service stays off, tests start servers of their own on free ports.
 system-packages:
-	@PATH="$$PATH:$$(echo /usr/lib/postgresql/*/bin | tr ' ' ':')"; missing=; for each in $(SYSTEM_PACKAGES); do \
+	@PATH="$$PATH:/usr/sbin:$$(echo /usr/lib/postgresql/*/bin | tr ' ' ':')"; missing=; for each in $(SYSTEM_PACKAGES); do \
 	command -v $${each#*:} >/dev/null || missing="$$missing $${each%:*}"; done; \
 	if [ -z "$$missing" ]; then exit 0; fi; \
 	if [ "$$(id -u)" != 0 ]; then echo "please install:$$missing (apt-get install$$missing)" >&2; exit 1; fi; \

@@ -200,7 +200,7 @@ class Worker(MultiService):
     def _discovery(self, config: Config) -> Discovery:
         saved = SavedInstances(self._reactor, config.gateway.state_dir, self._wall)
         backends = self.backends
-        return Discovery(self._reactor, saved, self._wall, backends.set_instances, backends.has_instances)
+        return Discovery(self._reactor, saved, self._wall, backends.set_instances, backends.instances)
 
     def _generation(self, snapshot: Snapshot, keys: JWKS | None, api_keys: APIKeys | None) -> gateway.Generation:
         pools = self.backends.configure(snapshot.config.backends)

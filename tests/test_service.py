@@ -102,6 +102,13 @@ def test_it_brings_the_lean_reactor_unless_there_is_one(first: str, used: str) -
     assert ran.stdout.strip() == used, ran.stderr
 
 
+def test_names_are_asked_for_once_at_a_time() -> None:
+    """By every client of Twisted's: else a silent name server takes all threads of the reactor."""
+    code = "import apigw.service, twisted.internet.reactor as r; print(type(r.nameResolver).__name__)"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=20)
+    assert ran.stdout.strip() == "Names", ran.stderr
+
+
 # -- a start
 
 

@@ -51,15 +51,15 @@ class Discovery(MultiService):
         saved: SavedInstances,
         wall: WallClock,
         set_instances: SetInstances,
-        has_instances: Callable[[str], bool],
+        instances: Callable[[str], tuple[Instance, ...]],
     ) -> None:
-        """has_instances: whether a backend has some already, from before it had discovery."""
+        """instances: those that a backend has, perhaps from before it had discovery."""
         super().__init__()
         self._reactor = reactor
         self._saved = saved
         self._wall = wall
         self._set_instances = set_instances
-        self._has_instances = has_instances
+        self._instances = instances
         self._followed: dict[str, _Followed] = {}
 
     def configure(self, config: Config) -> None:
@@ -73,16 +73,16 @@ class Discovery(MultiService):
         for name, followed in list(self._followed.items()):
             if wanted.get(name) != followed.wanted:
                 followed.registry.disownServiceParent()
-                known = self._followed.pop(name).registry.entries
-                if name in wanted:
-                    self._follow(wanted[name], known if self._has_instances(name) else ())
+                del self._followed[name]
         for name, each in wanted.items():
             if name not in self._followed:
-                self._follow(each, ())
+                self._follow(each)
 
-    def _follow(self, wanted: Wanted, known: tuple[Entry, ...]) -> None:
+    def _follow(self, wanted: Wanted) -> None:
+        """Begin with the instances that serve, listed or of another registry; else with the list saved before."""
         name = wanted.backend
-        saved = None if self._has_instances(name) else self._saved.load(wanted)
+        known = tuple(sorted(Entry(each.host, each.port, each.weight) for each in self._instances(name)))
+        saved = None if known else self._saved.load(wanted)
         if saved is not None:
             known = saved.entries
             log.info("{backend}: {n} instances from the list saved before", backend=name, n=len(known))
@@ -118,12 +118,13 @@ class Discovery(MultiService):
             return None
         registry = followed.registry
         live = registry.last_success_epoch_s is not None
+        before = "saved" if followed.saved is not None else "kept" if registry.entries else "none"
         return {
             "registry": registry.where,
             "up": registry.up,
             "last_error": registry.last_error,
             "last_success": registry.last_success_epoch_s,
-            "list": "live" if live else "saved" if followed.saved is not None else "none",
+            "list": "live" if live else before,
             "saved_at": followed.saved.saved_epoch_s if followed.saved is not None and not live else None,
             "instances": len(registry.entries),
             "skipped": dict(registry.skipped),

@@ -81,10 +81,10 @@ class Backends(MultiService):
             pool.update(backend)
             self._checks[backend.name].reconfigured()
 
-    def has_instances(self, name: str) -> bool:
-        """Whether a backend is known with at least one instance."""
+    def instances(self, name: str) -> tuple[Instance, ...]:
+        """Those in force, listed or discovered; none of a backend that is not known."""
         pool = self.pools.get(name)
-        return pool is not None and bool(pool.members)
+        return () if pool is None else pool.backend.instances
 
     def _all_pools(self) -> list[Pool]:
         self._retired = [pool for pool in self._retired if pool.open]

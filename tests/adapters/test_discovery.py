@@ -19,7 +19,7 @@ from apigw.core.discovery import Entry
 from apigw.testing import small_snapshot
 from tests.adapters.registry_world import NOW_S, REACTOR
 from tests.etcd import EtcdServer, etcd_server
-from tests.servers import free_port, until
+from tests.servers import free_port, turns, until
 
 PREFIX = "/services/orders/"
 
@@ -44,7 +44,7 @@ class World:
         self.instances: dict[str, tuple[Instance, ...]] = {}
         self.saved = SavedInstances(REACTOR, state_dir, lambda: NOW_S)
         self.discovery = Discovery(
-            REACTOR, self.saved, lambda: NOW_S, self._set, lambda name: bool(self.instances.get(name))
+            REACTOR, self.saved, lambda: NOW_S, self._set, lambda name: self.instances.get(name, ())
         )
         self.discovery.startService()
 
@@ -177,8 +177,25 @@ async def test_instances_that_were_listed_before_serve_until_there_is_a_list(wor
     world.configure(orders=at(f"http://127.0.0.1:{free_port()}"))
     await until(lambda: world.discovery.all_up() == 0, REACTOR)
     assert world.hosts() == ["10.7.7.7"]
+    said: Any = world.discovery.of("orders")
+    assert (said["list"], said["instances"]) == ("kept", 1)
+    assert "its last 1 instances serve" in (world.discovery.troubles() or {})["orders"]
     world.configure(orders=at(etcd.url))
     await world.until_hosts("10.0.0.1")
+
+
+@pytest_twisted.ensureDeferred
+async def test_instances_that_were_listed_before_go_when_the_registry_keeps_saying_that_there_are_none(
+    world: World, etcd: EtcdServer
+) -> None:
+    world.instances["orders"] = (Instance("10.7.7.7", 80),)
+    world.configure(orders=at(etcd.url, prefix="/nobody/", empty_after_s=0.5))
+    await until(lambda: world.discovery.all_up() == 1, REACTOR, 10)
+    assert world.hosts() == ["10.7.7.7"]
+    await turns(REACTOR, 0.6)
+    etcd.put("/nobody/x", "")
+    etcd.delete("/nobody/x")
+    await world.until_hosts()
 
 
 @pytest_twisted.ensureDeferred
