@@ -11,6 +11,7 @@ Whether an instance is well is not asked here: the gateway checks each one itsel
 
 import random
 from collections.abc import Callable, Iterable
+from time import thread_time
 from typing import Any
 
 from attrs import frozen
@@ -34,6 +35,8 @@ _MAX_SECRET_BYTES = 16_384  # a token of Kubernetes has about 1,000
 _MAX_CA_BYTES = 1_048_576
 _FIRST_BACK_OFF_S, _MAX_BACK_OFF_S = 0.5, 15.0  # contract 13.14: health is back within 35 s
 _JITTER = 0.33
+_REST = 100  # times what a list cost
+_MAX_REST_S = 15.0
 
 log = Logger()
 
@@ -105,6 +108,7 @@ class RegistryPoller(Poller):
         self._boundary = wanted.boundary()
         self._belief = Belief(wanted.discovery.empty_after_s, known)
         self._last = Sifted((), {})  # the last good answer
+        self._cost_s = 0.0  # what reading the last list took, and putting it in force
         self._trust: tuple[bytes | None, Trust] | None = None
 
     @property
@@ -122,7 +126,12 @@ class RegistryPoller(Poller):
 
     def good_delay_s(self) -> float:
         """Seconds from a good poll to the next."""
-        return self.interval_s
+        return max(self.interval_s, self.rest_s())
+
+    def rest_s(self) -> float:
+        """How long to leave the registry alone because of what its last list cost: a thousand instances that change
+        all the time may have a hundredth of the loop."""
+        return min(_MAX_REST_S, _REST * self._cost_s)
 
     # -- polling
 
@@ -159,16 +168,30 @@ class RegistryPoller(Poller):
     async def hear(self, read: Callable[[], Iterable[RawEntry | None]], size_bytes: int) -> None:
         """heard() of what `read` makes of an answer of this size: in a thread when it is large, so that the loop is
         held for some milliseconds at a time and not for all of it. `read` must not touch what others use."""
-        if size_bytes <= _LARGE_BYTES:
-            self.heard(read())
-            return
-        pool = self._reactor.getThreadPool()
         boundary = self._boundary
-        self._sifted(await deferToThreadPool(self._reactor, pool, lambda: sift(read(), boundary)))
+
+        def judge() -> tuple[Sifted, float]:
+            began_s = thread_time()
+            sifted = sift(read(), boundary)
+            return sifted, thread_time() - began_s
+
+        if size_bytes <= _LARGE_BYTES:
+            self._judged(*judge())
+        else:
+            self._judged(*await deferToThreadPool(self._reactor, self._reactor.getThreadPool(), judge))
 
     def heard(self, answer: Iterable[RawEntry | None]) -> None:
         """A whole list came. Raises PollFailed when nothing in it is usable."""
-        self._sifted(sift(answer, self._boundary))
+        began_s = thread_time()
+        sifted = sift(answer, self._boundary)
+        self._judged(sifted, thread_time() - began_s)
+
+    def _judged(self, sifted: Sifted, cost_s: float) -> None:
+        began_s = thread_time()
+        try:
+            self._sifted(sifted)
+        finally:
+            self._cost_s = cost_s + thread_time() - began_s
 
     def _sifted(self, sifted: Sifted) -> None:
         self._tell_skipped(sifted.skipped)

@@ -57,7 +57,7 @@ class ConsulRegistry(RegistryPoller):
         )
 
     def good_delay_s(self) -> float:
-        return self.interval_s if self._index else POLL_S
+        return max(self.interval_s if self._index else POLL_S, self.rest_s())
 
     async def inquire(self) -> None:
         """One blocking query."""

@@ -89,7 +89,7 @@ class DNSRegistry(RegistryPoller):
         )
 
     def good_delay_s(self) -> float:
-        return min(MAX_TTL_S, max(MIN_TTL_S, self._fresh_until_s - self.clock.seconds()))
+        return min(MAX_TTL_S, max(MIN_TTL_S, self._fresh_until_s - self.clock.seconds(), self.rest_s()))
 
     async def inquire(self) -> None:
         """Look everything up whose time is over."""

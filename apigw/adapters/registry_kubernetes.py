@@ -1,26 +1,22 @@
 """Instances of a Kubernetes service: its EndpointSlices, listed once and then watched.
 
-    unknown   --list-->               known at resourceVersion R
-    known     --watch from R-->       ADDED, MODIFIED, DELETED: R and the slices follow; BOOKMARK: R alone
-    known     --the watch ends-->     watched again from R: the server ends it after WATCH_S
-    known     --410 Gone-->           unknown: R is too old (as an answer, or as an ERROR in the watch)
-    any       --failure-->            unknown, since it may be another API server that answers next
-
-An endpoint is an instance while its condition `ready` is not false. When none is, those that still serve while they
-terminate are, as kube-proxy does it. Addresses of IPv6 count where there is none of IPv4: a dual-stack service has
-slices of both, of the same pods.
+unknown   --list-->               known at resourceVersion R
+known     --watch from R-->       ADDED, MODIFIED, DELETED: R and the slices follow; BOOKMARK: R alone
+known     --the watch ends-->     watched again from R: the server ends it after WATCH_S
+known     --410 Gone-->           unknown: R is too old (as an answer, or as an ERROR in the watch)
+any       --failure-->            unknown, since it may be another API server that answers next
 """
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
 
 import attrs
 import orjson
-from attrs import frozen
 
+from apigw.adapters.endpoint_slices import Slice, entries_of, put, read_list, read_slice
 from apigw.adapters.registry import ANSWER_S, MAX_ANSWER_BYTES, RegistryPoller, Wanted, secret_of
 from apigw.config.model import Discovery
 from apigw.config.reading import Unreadable, read_bounded
@@ -32,7 +28,6 @@ from apigw.ports import WallClock
 WATCH_S = 60  # then it is begun anew: a watch on a server that hangs would be silent for ever
 PAUSE_S = 0.3
 IN_CLUSTER = Path("/var/run/secrets/kubernetes.io/serviceaccount")  # token, ca.crt, namespace: what every pod has
-_MAX_SLICES = 1000  # Kubernetes puts up to 100 endpoints into one, 1000 at most
 _GONE = 410
 _GONE_PAUSE_S = 1.0  # before listing again: a server that finds everything too old must not be listed all the time
 
@@ -58,8 +53,10 @@ class KubernetesRegistry(RegistryPoller):
     ) -> None:
         wanted, self._missing = _placed(wanted, in_cluster, environment)
         discovery = wanted.discovery
-        self._slices: dict[str, _Slice] = {}
+        self._slices: dict[str, Slice] = {}
         self._version: str | None = None
+        self._telling: Any = None  # a timer: news that wait
+        self._told_s = float("-inf")
         super().__init__(
             reactor,
             wanted,
@@ -87,7 +84,11 @@ class KubernetesRegistry(RegistryPoller):
             raise
 
     def good_delay_s(self) -> float:
-        return self.interval_s if self._version is not None else _GONE_PAUSE_S
+        return max(self.interval_s if self._version is not None else _GONE_PAUSE_S, self.rest_s())
+
+    def stopService(self) -> None:
+        self._put_off(None)
+        super().stopService()
 
     def _question(self, **more: str) -> Question:
         discovery = self.wanted.discovery
@@ -106,27 +107,57 @@ class KubernetesRegistry(RegistryPoller):
         if answer.status == _GONE:
             raise PollFailed("status 410 to a list")
         _judge(answer)
-        found: list[tuple[str, dict[str, _Slice]]] = []
+        found: list[tuple[str, dict[str, Slice]]] = []
 
         def read() -> list[RawEntry | None]:
-            found.append(_listed(answer.body, self.wanted.discovery.port))
-            return _entries(found[0][1].values())
+            found.append(read_list(answer.body, self.wanted.discovery.port))
+            return entries_of(found[0][1].values())
 
         await self.hear(read, len(answer.body))
         self._version, self._slices = found[0]
+        self._told_s = self.clock.seconds()
 
     # -- watch
 
     async def _watch(self) -> None:
-        lines = _Lines(self._event, lambda: self.heard(_entries(self._slices.values())))
+        lines = _Lines(self._event, self._news)
         question = self._question(
             watch="1", allowWatchBookmarks="true", resourceVersion=self._version or "", timeoutSeconds=str(WATCH_S)
         )
         question = attrs.evolve(question, on_part=lines.take)
-        _judge(await self.ask(question, WATCH_S + ANSWER_S))
+        try:
+            _judge(await self.ask(question, WATCH_S + ANSWER_S))
+        finally:
+            pending = self._telling is not None
+            self._put_off(None)
+        if pending:
+            self._tell()
         self.up = True  # it held to the end, perhaps without news
         self.last_error = None
         self.last_success_epoch_s = self._wall()
+
+    def _news(self) -> None:
+        """The slices changed. A rollout changes them many times a second: they are put in force once in a while."""
+        if self._telling is None:
+            self._put_off(max(0.0, self._told_s + max(self.interval_s, self.rest_s()) - self.clock.seconds()))
+
+    def _put_off(self, delay_s: float | None) -> None:
+        telling, self._telling = self._telling, None
+        if telling is not None and telling.active():
+            telling.cancel()
+        if delay_s is not None:
+            self._telling = self.clock.callLater(delay_s, self._told)
+
+    def _told(self) -> None:
+        self._telling = None
+        try:
+            self._tell()
+        except PollFailed as error:  # the watch goes on: the next event may mend it
+            self._failed(str(error))
+
+    def _tell(self) -> None:
+        self._told_s = self.clock.seconds()
+        self.heard(entries_of(self._slices.values()))
 
     def _event(self, line: bytes) -> bool:
         """One line of the watch; whether the slices changed. Raises FetchFailed when it is none."""
@@ -145,91 +176,10 @@ class KubernetesRegistry(RegistryPoller):
             raise FetchFailed("the watch says what is no event")
         self._version = version
         if kind in ("ADDED", "MODIFIED"):
-            self._put(name, found)
+            put(self._slices, name, read_slice(found, self.wanted.discovery.port))
         elif kind == "DELETED":
             self._slices.pop(name, None)
         return kind in ("ADDED", "MODIFIED", "DELETED")
-
-    # -- slices
-
-    def _put(self, name: object, document: dict[str, Any]) -> None:
-        _put(self._slices, name, _slice(document, self.wanted.discovery.port))
-
-
-@frozen
-class _Slice:
-    """What counts of an EndpointSlice: its endpoints that are ready, and those that serve while they terminate. None
-    stands for one that cannot be read, or has no such port."""
-
-    family: object = None  # IPv4, IPv6 or FQDN
-    ready: tuple[RawEntry | None, ...] = (None,)
-    serving: tuple[RawEntry | None, ...] = ()
-
-
-def _listed(body: bytes, port: int | str | None) -> tuple[str, dict[str, _Slice]]:
-    """The resourceVersion and the slices of a list. Raises PollFailed."""
-    try:
-        document = orjson.loads(body)
-        version = document["metadata"]["resourceVersion"]
-        items = [(each["metadata"]["name"], each) for each in document.get("items") or []]
-    except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
-        raise PollFailed("the answer is no list of EndpointSlices") from None
-    if not isinstance(version, str) or not version:
-        raise PollFailed("the answer has no resourceVersion")
-    slices: dict[str, _Slice] = {}
-    for name, each in items:
-        _put(slices, name, _slice(each, port))
-    return version, slices
-
-
-def _put(slices: dict[str, _Slice], name: object, found: _Slice) -> None:
-    if not isinstance(name, str) or (name not in slices and len(slices) >= _MAX_SLICES):
-        raise FetchFailed(f"an EndpointSlice without a name, or more than {_MAX_SLICES} of them")
-    slices[name] = found
-
-
-def _entries(every: Iterable[_Slice]) -> list[RawEntry | None]:
-    """What all slices of a service come to; see the top."""
-    slices = list(every)
-    if any(each.family == "IPv4" and (any(each.ready) or any(each.serving)) for each in slices):
-        slices = [each for each in slices if each.family != "IPv6"]
-    ready = [entry for each in slices for entry in each.ready]
-    if not any(ready):
-        ready += [entry for each in slices for entry in each.serving]
-    return ready
-
-
-def _slice(document: dict[str, Any], wanted_port: int | str | None) -> _Slice:
-    try:
-        endpoints = list(document.get("endpoints") or [])
-        port = _port(document.get("ports") or [], wanted_port)
-    except (TypeError, AttributeError):
-        return _Slice()
-    ready: list[RawEntry | None] = []
-    serving: list[RawEntry | None] = []
-    for each in endpoints:
-        try:
-            conditions = each.get("conditions") or {}
-            address = each["addresses"][0]  # "consumers should use the first": the others are the same endpoint
-            is_ready, serves, ends = (conditions.get(name) for name in ("ready", "serving", "terminating"))
-        except (KeyError, IndexError, TypeError, AttributeError):
-            ready.append(None)
-            continue
-        entry = None if port is None else RawEntry(address, port)
-        if is_ready is not False:  # "nil should be interpreted as true"
-            ready.append(entry)
-        elif serves is True and ends is True:
-            serving.append(entry)
-    return _Slice(document.get("addressType"), tuple(ready), tuple(serving))
-
-
-def _port(ports: list[dict[str, Any]], wanted: int | str | None) -> int | None:
-    """The slice's port of this name or number, or the only one. None when it has no such TCP port."""
-    tcp = [each for each in ports if each.get("protocol") in (None, "", "TCP") and type(each.get("port")) is int]
-    if wanted is not None:
-        key = "port" if isinstance(wanted, int) else "name"
-        tcp = [each for each in tcp if each.get(key) == wanted]
-    return tcp[0]["port"] if len(tcp) == 1 else None
 
 
 class _Lines:

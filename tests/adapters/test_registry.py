@@ -1,9 +1,11 @@
 """What registries have in common: how often one is asked, what becomes of its answers, and of its failures."""
 
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
+import pytest_twisted
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
@@ -11,6 +13,7 @@ from apigw.adapters.registry import RegistryPoller, Wanted, secret_of
 from apigw.config.model import Discovery
 from apigw.core.discovery import Entry, RawEntry
 from apigw.net.poller import PollFailed
+from tests.adapters.registry_world import NOW_S, REACTOR
 
 A, B = RawEntry("10.0.0.1", 80), RawEntry("10.0.0.2", 80)
 ETCD = Discovery("etcd", "orders", endpoints=("http://10.9.9.9:2379",))
@@ -191,3 +194,38 @@ def test_a_secret_is_one_word_or_a_sentence_without_it(tmp_path: Path, content: 
         assert secret_of(tmp_path / "token", "token_file") == said
     except PollFailed as error:
         assert str(error) == said
+
+
+def test_a_list_that_is_dear_is_asked_for_less_often() -> None:
+    """A thousand instances cost some milliseconds, and get a hundredth of the loop at most."""
+    registry = started()
+    assert registry.good_delay_s() == 1.0
+    registry._cost_s = 0.02
+    assert registry.good_delay_s() == pytest.approx(2.0)
+    registry._cost_s = 10.0
+    assert registry.good_delay_s() == 15.0
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_large_answer_is_read_in_a_thread_and_told_in_the_loop() -> None:
+    read_by: list[Any] = []
+    told_by: list[Any] = []
+
+    def read() -> list[RawEntry]:
+        read_by.append(threading.current_thread())
+        return [A]
+
+    for size_bytes in (1000, 1_000_000):
+        found = RegistryPoller(
+            REACTOR,
+            Wanted("orders", ETCD),
+            lambda: NOW_S,
+            lambda entries: told_by.append(threading.current_thread()),
+            where="somewhere",
+            interval_s=1.0,
+            longest_s=10.0,
+        )
+        await found.hear(read, size_bytes)
+        assert found.up and [each.host for each in found.entries] == ["10.0.0.1"]
+    own = threading.current_thread()
+    assert read_by[0] is own and read_by[1] is not own and told_by == [own, own]

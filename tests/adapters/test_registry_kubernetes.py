@@ -9,9 +9,9 @@ import pytest_twisted
 from twisted.internet.defer import Deferred
 
 from apigw.adapters import registry_kubernetes
-from apigw.adapters.registry_kubernetes import KubernetesRegistry, _Lines, _slice
+from apigw.adapters.registry_kubernetes import KubernetesRegistry, _Lines
 from apigw.config.model import Discovery
-from apigw.core.discovery import Entry, RawEntry
+from apigw.core.discovery import Entry
 from apigw.net.fetch import FetchFailed
 from tests.adapters.registry_world import REACTOR, RawServer, answer, watching
 from tests.kubernetes import Kubernetes, endpoint
@@ -54,6 +54,30 @@ async def test_endpoints_come_change_and_go_within_a_moment(cluster: Kubernetes,
         cluster.delete("orders-1")
         await watch.until_hosts("10.0.0.3:8080*1")
         assert cluster.lists == 1 and watch.registry.failures == 0
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_rollout_is_put_in_force_once_in_a_while(cluster: Kubernetes, wanted: Discovery) -> None:
+    """A hundred events in a second are a few lists; the last one is in force in the end."""
+    cluster.put("orders-1", endpoint("10.0.0.1"))
+    with watching(KubernetesRegistry, wanted) as watch:
+        await until(lambda: cluster.watches, REACTOR)
+        for number in range(2, 102):
+            cluster.put("orders-1", endpoint(f"10.0.0.{number}"))
+            await turns(REACTOR, 0.01)
+        await watch.until_hosts("10.0.0.101:8080*1")
+        assert 2 <= len(watch.lists) < 15
+
+
+@pytest_twisted.ensureDeferred
+async def test_news_at_the_very_end_of_a_watch_are_not_lost(cluster: Kubernetes, wanted: Discovery) -> None:
+    cluster.put("orders-1", endpoint("10.0.0.1"))
+    with watching(KubernetesRegistry, wanted) as watch:
+        await until(lambda: cluster.watches, REACTOR)
+        cluster.put("orders-1", endpoint("10.0.0.2"))
+        cluster.end_watches()
+        await watch.until_hosts("10.0.0.2:8080*1")
+        assert cluster.lists == 1
 
 
 @pytest_twisted.ensureDeferred
@@ -211,28 +235,6 @@ async def test_the_port_is_that_of_the_configuration_or_the_only_one(cluster: Ku
 
 
 # -- what is no API server
-
-
-SLICE = {"addressType": "IPv4", "ports": list(HTTP), "endpoints": [{"addresses": ["10.0.0.1"]}]}
-
-
-@pytest.mark.parametrize(
-    ("change", "ready"),
-    [
-        ({}, (RawEntry("10.0.0.1", 8080),)),
-        ({"endpoints": None}, ()),
-        ({"endpoints": [{"addresses": ["10.0.0.1", "10.0.0.2"]}]}, (RawEntry("10.0.0.1", 8080),)),
-        ({"endpoints": [{"addresses": []}, {}, 7, None]}, (None,) * 4),
-        ({"endpoints": 7}, (None,)),
-        ({"ports": 7}, (None,)),
-        ({"ports": [7]}, (None,)),
-        ({"ports": None}, (None,)),
-        ({"ports": [{"port": "8080"}]}, (None,)),
-        ({"ports": [{"port": 8080, "protocol": "SCTP"}]}, (None,)),
-    ],
-)
-def test_a_slice_is_read_as_far_as_it_makes_sense(change: dict[str, Any], ready: tuple[RawEntry | None, ...]) -> None:
-    assert _slice(SLICE | change, None).ready == ready
 
 
 def test_events_arrive_in_pieces_and_news_are_told_once_a_piece() -> None:
