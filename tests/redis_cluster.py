@@ -10,7 +10,7 @@ from typing import Any
 
 from apigw.core.cluster_slots import SLOTS
 from tests.redis_sentinel import wait_for
-from tests.servers import RedisServer, free_port
+from tests.servers import RedisServer, server_port
 
 _OPTIONS = {
     "--cluster-enabled": "yes",
@@ -26,7 +26,7 @@ class ClusterNode(RedisServer):
     """One node; `bus` is the port at which nodes talk to each other."""
 
     def __init__(self, *arguments: str, **options: Any) -> None:
-        self.bus = free_port()
+        self.bus = server_port()
         words = [word for pair in _OPTIONS.items() for word in pair]
         super().__init__(*words, "--cluster-port", str(self.bus), *arguments, **options)
 

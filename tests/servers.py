@@ -3,6 +3,7 @@
 from tests.servers import DelayProxy, RedisServer, free_port
 """
 
+import random
 import shutil
 import signal
 import socket
@@ -26,6 +27,22 @@ def free_port() -> int:
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         return int(sock.getsockname()[1])
+
+
+_server_ports = iter(random.sample(range(2_000, 12_000), 2_000))
+
+
+def server_port() -> int:
+    """A free port that this run never gives again, below those that the kernel gives to clients: a server that is
+    started later, or again, still finds it free."""
+    for port in _server_ports:
+        with socket.socket() as sock:
+            try:
+                sock.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise RuntimeError("no free port")
 
 
 async def until(condition: Callable[[], Any], reactor: Any, timeout_s: float = 5.0) -> float:
@@ -52,7 +69,7 @@ class RedisServer:
     """
 
     def __init__(self, *arguments: str, credentials: tuple[str, ...] = (), tls: Path | None = None) -> None:
-        self.port = free_port()
+        self.port = server_port()
         self.credentials = credentials
         self._tls = tls
         self._arguments = arguments
