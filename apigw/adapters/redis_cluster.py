@@ -6,7 +6,8 @@
     TRYAGAIN                          asked in halves (redis_halves.py)
     a node is down                    the checks of its slots fail, at once; all others go on; the map is asked for
                                       until another node has its slots
-    the map names another master      it is connected to; one that is named no more is left after a second
+    the map names another master      it is connected to. The old one is asked until that is done, if it lives: it sends
+                                      us on, and who was sent on waits for the connection. Left after a second
 
 A node is a RedisCounters with a probe in its own slots. A question that was sent away goes on for MAX_TRIES.
 """
@@ -141,9 +142,10 @@ class ClusterCounters(MultiService):
             slot, place = read_redirection(text, self._place_of(node))  # ValueError: nobody has the slot
             target = self._at(place)
             if text.startswith("MOVED"):
-                self._slots[slot] = target
                 self._moved = True
                 self._map.refresh()
+                if target.up:
+                    self._slots[slot] = target
                 target.again(question)
             else:
                 target.again(question, ASKING)
@@ -194,7 +196,7 @@ class ClusterCounters(MultiService):
             self._section,
             title=f"Redis node {place[0]}:{place[1]}",
             on_batch=self._on_batch,
-            on_change=self._map.refresh,
+            on_change=self._changed,
             elsewhere=self._elsewhere,
         )
         node.probe = _ROLE
@@ -202,24 +204,41 @@ class ClusterCounters(MultiService):
         node.setServiceParent(self)
         return node
 
+    def _changed(self) -> None:
+        """A node went up or down."""
+        if self._ranges:
+            self._lay_out()
+        self._map.refresh()
+
     def _follow(self, ranges: Ranges) -> None:
         """The map was told."""
         now_s = self._clock.seconds()
         self._adopted = {place: until_s for place, until_s in self._adopted.items() if until_s > now_s}
         masters = {one.master for one in ranges}
         if ranges != self._ranges or self._moved:
-            slots: list[RedisCounters | None] = [None] * SLOTS
-            for one in ranges:
-                node = self._nodes.get(one.master) or self._join(one.master)
-                slots[one.first : one.last + 1] = [node] * (one.last - one.first + 1)
-            self._slots, self._ranges, self._moved = slots, ranges, False
+            self._ranges, self._moved = ranges, False
             for master in masters:
-                owned = [one for one in ranges if one.master == master]
-                self._nodes[master].probe = probe_of(tag_within(owned) or "probe")
+                node = self._nodes.get(master) or self._join(master)
+                node.probe = probe_of(tag_within([one for one in ranges if one.master == master]) or "probe")
+            self._lay_out()
         for place, node in list(self._nodes.items()):
             if place not in masters and place not in self._adopted:
                 del self._nodes[place]
                 self._leaving[node] = self._clock.callLater(_LEAVE_S, self._left, node)
+
+    def _lay_out(self) -> None:
+        """Whom to ask for each slot. Not a node that is only being connected to, while the one before it lives."""
+        slots: list[RedisCounters | None] = [None] * SLOTS
+        for one in self._ranges:
+            node = self._nodes.get(one.master)
+            if node is None:  # one of several new ones failed at once, before the others were made
+                continue
+            span = slice(one.first, one.last + 1)
+            if node.fresh:
+                slots[span] = [was if was is not None and was.up else node for was in self._slots[span]]
+            else:
+                slots[span] = [node] * (one.last - one.first + 1)
+        self._slots = slots
 
     def _left(self, node: RedisCounters) -> None:
         del self._leaving[node]

@@ -106,14 +106,34 @@ class RedisCounters(RedisNode):
             self._link.ask(b"".join([check.command for check in batch]), batch, len(batch))
 
     def again(self, question: Question, before: bytes = b"") -> None:
-        """Once more, at the end of this turn and right after the command `before`. Raises CounterStoreDown."""
-        if not self.up:
+        """Once more, at the end of this turn and right after the command `before`. Raises CounterStoreDown.
+
+        A node that is being connected to for the first time (it has a slot since a moment) is waited for.
+        """
+        if not self.up and not self.fresh:
             raise CounterStoreDown(self.last_error)
+        if len(self._again) >= MAX_OUTSTANDING:
+            raise CounterStoreDown("too many checks wait for Redis")
         question.tries += 1
         question.refused = self.refused
         if not self._again:
-            self._after_turn(self._ask_again)
+            if self.up:
+                self._after_turn(self._ask_again)
+            else:
+                self._deadlines.add(self._timeout_s, self._waited)
         self._again.append((before, question))
+
+    def _waited(self) -> None:
+        """For a node that is not up by now. Who began to wait later fails with the first."""
+        if not self.up:
+            again, self._again = self._again, []
+            for _, question in again:
+                question.fail(f"not connected within {self._timeout_s * 1000:g} ms")
+
+    def _go_up(self) -> None:
+        super()._go_up()
+        if self._again:
+            self._after_turn(self._ask_again)
 
     def _ask_again(self) -> None:
         again, self._again = self._again, []

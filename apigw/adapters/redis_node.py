@@ -64,9 +64,10 @@ class RedisNode(Service):
     section: its URL says with which commands a connection begins, and whether it must be a master's: what sentinels
     named may be a replica by now. title: who it is, in the log.
     on_batch: called with the round trip in seconds and the number of checks of each write. on_change: when it goes up
-    or down. draw: a number in [0, 1) for the back-off's jitter.
+    or down, and when its first try fails. draw: a number in [0, 1) for the back-off's jitter.
 
-    up, last_error, reconnects: for metrics and /status. probe: the probe's command, may be set.
+    up, last_error, reconnects: for metrics and /status. fresh: it was never up, and nothing went wrong yet.
+    probe: the probe's command, may be set.
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class RedisNode(Service):
         draw: Callable[[], float] = random.random,
     ) -> None:
         self.up = False
+        self.fresh = True
         self.last_error: str | None = "not connected yet"
         self.reconnects = 0
         self.probe = PROBE
@@ -113,6 +115,7 @@ class RedisNode(Service):
 
     def _go_up(self) -> None:
         self.up = True
+        self.fresh = False
         self.last_error = None
         self._up_since_s = self._clock.seconds()
         self._probing.reset()
@@ -122,6 +125,7 @@ class RedisNode(Service):
     def _go_down(self, reason: str, link: RedisLink | None) -> None:
         """All that wait on `link` fail. Its late answers find nobody."""
         was_up, self.up = self.up, False
+        was_fresh, self.fresh = self.fresh, False
         if was_up and self._clock.seconds() - self._up_since_s >= LAST_BACKOFF_S:
             self._backoff_s = FIRST_BACKOFF_S  # it was good for a while; else each flap would reset the back-off
         self.last_error = reason
@@ -132,7 +136,7 @@ class RedisNode(Service):
             self._probing.later()
         for question in failed:
             question.fail(reason)
-        if was_up:
+        if was_up or was_fresh:
             self._on_change()
 
     def _silent(self, link: RedisLink) -> None:

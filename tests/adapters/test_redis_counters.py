@@ -12,6 +12,7 @@ from twisted.internet.endpoints import TCP4ClientEndpoint, connectProtocol
 from twisted.internet.protocol import Factory, Protocol
 
 from apigw.adapters.redis_counters import MAX_OUTSTANDING, RedisCounters
+from apigw.adapters.redis_script import Check, packed
 from apigw.config.model import RedisSection
 from apigw.core.window import Counted, Demand
 from apigw.errors import CounterStoreDown
@@ -377,6 +378,36 @@ class _Garbage(Protocol):
 
     def dataReceived(self, data: bytes) -> None:
         self.transport.write(self.factory.garbage)  # type: ignore[union-attr]
+
+
+def question(store: RedisCounters) -> tuple[Check, "Deferred[Counted]"]:
+    asker: Deferred[Counted] = Deferred()
+    return Check(asker, packed([demand()], NOW_S), 3, store.refused), asker
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_another_node_sends_here_waits_for_the_first_connection(redis: RedisServer, stores: Stores) -> None:
+    """As long as for an answer, and no longer; a node that was up before and is down is not waited for."""
+    store = stores.make(redis.port)
+    sent, answer = question(store)
+    assert not store.up
+    store.again(sent)
+    assert await answer == Counted(True, [(0, 1)])
+    with redis_server() as server:
+        server.freeze()
+        silent = stores.make(server.port)
+        sent, answer = question(silent)
+        silent.again(sent)
+        began_s = loop.seconds()
+        with pytest.raises(CounterStoreDown, match="not connected within 50 ms"):
+            await answer
+        assert TIMEOUT_S <= loop.seconds() - began_s < 3 * TIMEOUT_S
+        server.thaw()
+        await until(lambda: silent.up, loop)
+        server.kill()
+        await until(lambda: not silent.up, loop)
+        with pytest.raises(CounterStoreDown):
+            silent.again(question(silent)[0])
 
 
 @pytest_twisted.ensureDeferred
