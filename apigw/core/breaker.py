@@ -73,11 +73,11 @@ class Breaker:
     succeeded(), failed() or abandoned(); one that never is wedges nothing.
 
     `opened` counts openings; a probe that failed is none. `normal_rps` is what the backend was seen to carry,
-    None while that is not known.
+    None while that is not known; a ramp that opened it again has shown at least something.
     """
 
     __slots__ = (
-        "policy", "state", "closed", "era", "opened", "normal_rps",
+        "policy", "state", "closed", "era", "opened", "normal_rps", "_guessed",
         "_on_change", "_outcomes", "_until_s", "_good_probes", "_probing", "_probe_until_s", "_probe_answers", "_ramp",
     )  # fmt: skip
 
@@ -88,6 +88,7 @@ class Breaker:
         self.era = 1
         self.opened = 0
         self.normal_rps: float | None = None
+        self._guessed = False  # `normal_rps`, from a ramp that failed
         self._on_change = on_change
         self._outcomes = Outcomes(policy.window_s, now_s)
         self._until_s = now_s  # of OPEN
@@ -246,7 +247,8 @@ class Breaker:
         if self.normal_rps is not None:
             self.normal_rps *= _FADE ** min(ended, 1000)
         if good >= self.policy.min_requests and covered_s >= self.policy.window_s / 2:
-            self.normal_rps = max(self.normal_rps or 0.0, good / covered_s)
+            known_rps = 0.0 if self._guessed else self.normal_rps or 0.0
+            self.normal_rps, self._guessed = max(known_rps, good / covered_s), False
 
     def _judge(self, now_s: float) -> None:
         outcomes, policy = self._outcomes, self.policy
@@ -267,6 +269,10 @@ class Breaker:
         self.era += 1
 
     def _open(self, now_s: float, why: str, left_s: float | None = None) -> None:
+        if self.state == RECOVERING and self.normal_rps is None:  # the shares alone were a storm: not again
+            good = self._outcomes.total - self._outcomes.bad
+            self._guessed = True
+            self.normal_rps = max(self._floor_rps(), good / max(self._outcomes.covered_s(now_s), 1.0))
         self._until_s = now_s + (self.policy.open_s if left_s is None else left_s)
         self._probing = False
         self._ramp = None
@@ -283,9 +289,12 @@ class Breaker:
 
     def _new_ramp(self, begun_s: float) -> Ramp:
         policy = self.policy
-        floor_rps = 2.0 * policy.min_requests / policy.window_s  # enough for a judgement in half a window
         steps, over_s = policy.recovery_steps, policy.recovery_s
-        return Ramp(steps, over_s, policy.window_s, begun_s, self.normal_rps, floor_rps)
+        return Ramp(steps, over_s, policy.window_s, begun_s, self.normal_rps, self._floor_rps(), self._guessed)
+
+    def _floor_rps(self) -> float:
+        """Enough for a judgement in half a window."""
+        return 2.0 * self.policy.min_requests / self.policy.window_s
 
     def _become(self, state: str, why: str) -> None:
         old, self.state = self.state, state

@@ -4,6 +4,7 @@
              matter of chance: each adds the share to an account, and the one that makes it whole passes
     rate     of what passes by its share, at most normal * HEADROOM * share * growth a second, where `normal` is what
              the backend served before the outage; None: nothing is known of it, and the share alone decides
+             A guess, from a ramp that failed: growth is quick, and begins with the first step
     growth   1, until the last step is reached; from then on it doubles in `over_s`, as long as answers are good. More
              than a tenth of the answers bad: EASE times as much, also before the last step. More in flight than
              STRAIN times what was usual in the steps before: SLACKEN times as much, not below 1. Where either
@@ -29,9 +30,10 @@ EASE: Final = 0.7
 CLOSE: Final = 0.85
 STRAIN: Final = 3.0
 SLACKEN: Final = 0.9
+_LEAST_BURST: Final = 2.0  # a weak backend may need a second for five
 _LEAST_FLYING: Final = 8  # in flight; fewer are no queue
 _KNOWN: Final = 10  # requests of the steps before, from which on the time of an answer is known
-_SOON, _SLOW = 4.0, 0.25  # how often it doubles in `over_s`
+_QUICK, _SOON, _SLOW = 8.0, 4.0, 0.25  # how often it doubles in `over_s`
 _BAD_SHARE: Final = 0.1  # of the answers between two looks, from which on it is eased
 _LOOK_S: Final = 1.0
 _LOOKS: Final = 20  # a window has at least so many looks: one bad look is a small part of it
@@ -53,6 +55,7 @@ class Ramp:
         begun_s: float,
         normal_rps: float | None,
         floor_rps: float,
+        guessed: bool = False,
     ) -> None:
         self.begun_s = begun_s
         self.growth = 1.0
@@ -60,7 +63,8 @@ class Ramp:
         self._steps = steps
         self._over_s = over_s
         self._floor_rps = floor_rps
-        self._pace = None if normal_rps is None else Pace(floor_rps)
+        self._guessed = guessed
+        self._pace = None if normal_rps is None else Pace(floor_rps, _LEAST_BURST)
         self._account = 0.0
         self._look_s = min(_LOOK_S, window_s / _LOOKS)
         self._looked_s = begun_s
@@ -167,10 +171,12 @@ class Ramp:
 
     def _grow(self, since_s: float, now_s: float) -> None:
         self._easing = False
-        speed = 1.0 if self._ceiling is None else _SOON if self.growth < CLOSE * self._ceiling else _SLOW
-        self.growth *= 2.0 ** (speed * since_s / max(self._over_s, self._look_s))
-        if self.share(now_s) < 1.0:
-            self.growth = min(1.0, self.growth)
+        speed = _QUICK if self._guessed else 1.0
+        if self._ceiling is not None:
+            speed = _SOON if self.growth < CLOSE * self._ceiling else _SLOW
+        grown = self.growth * 2.0 ** (speed * since_s / max(self._over_s, self._look_s))
+        bounded = self.share(now_s) < 1.0 and not self._guessed
+        self.growth = min(1.0, grown) if bounded else grown
 
     def _set_rate(self, now_s: float) -> None:
         if self._pace is not None and self.normal_rps is not None:

@@ -107,6 +107,15 @@ def test_traffic_that_has_become_more_for_good_gets_through() -> None:
     assert one.over(600.0)
 
 
+def test_a_guess_is_soon_left_behind() -> None:
+    """After a ramp that failed the next one is bounded at first, until it is seen that all is well."""
+    one = Ramp(STEPS, 120.0, 30.0, 0.0, 2.0, 1.0, guessed=True)
+    counts = [offered(one, 50.0, begin_s, begin_s + 40.0) for begin_s in (0.0, 40.0, 80.0)]
+    assert counts[0] < 0.05 * 40 * 50
+    assert counts[2] > 0.45 * 40 * 50
+    assert one.over(120.0)
+
+
 def test_failures_above_a_tenth_cut_it_back_once_a_while() -> None:
     one = ramp(normal_rps=100.0)
     one.look(90.0)
@@ -162,7 +171,8 @@ def collapsing_backend(timeout_s: float = 2.0) -> Serve:
 class Storm:
     """Clients that never give up, each asking again exactly when Retry-After said; one breaker; virtual time."""
 
-    def __init__(self, serve: Serve, seed: int) -> None:
+    def __init__(self, serve: Serve, seed: int, outage_s: tuple[float, float] = OUTAGE_S) -> None:
+        self._outage_s = outage_s
         self._serve = serve
         self._random = random.Random(seed)
         self._events: list[tuple[float, int, str, int]] = []
@@ -197,7 +207,7 @@ class Storm:
         ticket = self.breaker.admit(self.now_s, 10.0)
         if not ticket:
             self._at(self.now_s + self.breaker.retry_after_s(self.now_s), "ask")
-        elif OUTAGE_S[0] <= self.now_s < OUTAGE_S[1]:
+        elif self._outage_s[0] <= self.now_s < self._outage_s[1]:
             self._at(self.now_s + 0.01, "bad", ticket)
         else:
             when_s, good = self._serve(self.now_s)
@@ -206,11 +216,11 @@ class Storm:
     def _good(self, ticket: int) -> None:
         self.breaker.succeeded(ticket, self.now_s)
         self.waiting -= 1
-        self.ends[True] += self.now_s > OUTAGE_S[1]
+        self.ends[True] += self.now_s > self._outage_s[1]
 
     def _bad(self, ticket: int) -> None:
         self.breaker.failed(ticket, self.now_s)
-        self.ends[False] += self.now_s > OUTAGE_S[1] + 0.02
+        self.ends[False] += self.now_s > self._outage_s[1] + 0.02
         self._at(self.now_s + 1.0, "ask")
 
     def _tick(self, _: int) -> None:
@@ -232,6 +242,14 @@ def test_five_minutes_of_waiting_clients_are_served_by_one_recovery(backend: Cal
     assert storm.breaker.opened == 1 and storm.breaker.state == CLOSED
     assert storm.waiting < 5 * NORMAL_RPS  # the queue is gone
     assert storm.ends[False] < 0.1 * storm.ends[True]
+
+
+def test_a_gateway_that_started_during_the_outage_needs_one_more_opening() -> None:
+    """Nothing is known of the normal load: the first ramp is a storm, the second bounded by what the first showed."""
+    storm = Storm(collapsing_backend(), 1, outage_s=(5.0, 125.0))
+    storm.run(1800.0)
+    assert storm.breaker.state == CLOSED and storm.breaker.opened == 2
+    assert storm.waiting < 5 * NORMAL_RPS
 
 
 def test_without_a_bound_on_the_rate_the_storm_opens_it_again(monkeypatch: pytest.MonkeyPatch) -> None:
