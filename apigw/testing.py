@@ -1,7 +1,8 @@
-"""What tests need of the house, shipped with it: exchanges that have ended, connections without a socket."""
+"""What tests need of the house, shipped with it: exchanges that have ended, connections and stores without a socket."""
 
-from typing import Any
+from typing import Any, Callable
 
+from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.error import ConnectionDone, ConnectionLost
 from twisted.python.failure import Failure
 
@@ -21,6 +22,7 @@ from apigw.config.model import (
     Tracing,
 )
 from apigw.config.snapshot import Snapshot
+from apigw.errors import StoreDown
 from apigw.exchange import ClientRequest, Exchange, Identity, Principal, RateVerdict, Target
 from apigw.net.connect import Wanting
 
@@ -168,3 +170,32 @@ class MemoryConnector:
         made = MemoryTransport(protocol)
         self.transports.append(made)
         return made
+
+
+class MemoryStore:
+    """A ports.SharedStore in this process that knows SET with PX, and GET. While `down` nothing is answered."""
+
+    def __init__(self, now_s: Callable[[], float]) -> None:
+        self.listening = False
+        self.down = False
+        self._now_s = now_s
+        self._values: dict[str, tuple[bytes, float]] = {}  # with the end of each
+
+    def command(self, key: str, *words: str | bytes | int) -> "Deferred[Any]":
+        if self.down:
+            return fail(StoreDown("as the test said"))
+        value, end_s = self._values.get(key, (None, 0.0))
+        match words:
+            case ("GET", _):
+                return succeed(value if self._now_s() < end_s else None)
+            case ("SET", _, bytes() as value, "PX", int() as ttl_ms):
+                self._values[key] = value, self._now_s() + ttl_ms / 1000
+                return succeed(b"OK")
+        return fail(StoreDown(f"unknown command {words[0]!r}"))
+
+    def publish(self, channel: str, message: bytes) -> "Deferred[Any]":
+        """Nobody listens."""
+        return fail(StoreDown("as the test said")) if self.down else succeed(0)
+
+    def listen(self, channel: str, on_message: Callable[[bytes], None], on_listening: Callable[[], None]) -> None:
+        """Nothing is ever said."""

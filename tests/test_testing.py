@@ -6,7 +6,9 @@ import pytest
 from twisted.internet.error import ConnectionDone, ConnectionLost
 
 from apigw.config.model import AccessLog
-from apigw.testing import MemoryConnector, MemoryTransport, ended_exchange, small_snapshot
+from apigw.errors import StoreDown
+from apigw.ports import SharedStore
+from apigw.testing import MemoryConnector, MemoryStore, MemoryTransport, ended_exchange, small_snapshot
 
 
 class Client:
@@ -105,3 +107,27 @@ def test_a_connection_is_made_or_fails_when_the_test_says_so_and_only_once() -> 
     assert second.events == ["connection_refused"] and connector.attempts == []
     with pytest.raises(ValueError):
         refused.fail("connection_refused")
+
+
+def test_a_store_in_memory_keeps_values_for_their_time_and_answers_nothing_while_it_is_down() -> None:
+    now_s = 100.0
+    store = MemoryStore(lambda: now_s)
+    as_port: SharedStore = store
+    said: list[Any] = []
+
+    def ask(*words: Any) -> Any:
+        as_port.command("k", *words).addBoth(said.append)
+        return said.pop()
+
+    assert ask("GET", "k") is None
+    assert ask("SET", "k", b"v", "PX", 2000) == b"OK"
+    assert ask("GET", "k") == b"v"
+    now_s = 102.0
+    assert ask("GET", "k") is None
+    assert ask("FLUSHALL").check(StoreDown)
+    as_port.publish("c", b"m").addBoth(said.append)
+    assert said.pop() == 0
+    store.down = True
+    assert ask("GET", "k").check(StoreDown)
+    as_port.publish("c", b"m").addBoth(said.append)
+    assert said.pop().check(StoreDown)

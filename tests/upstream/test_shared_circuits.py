@@ -7,10 +7,17 @@ from typing import Any, Awaitable, Callable
 import pytest
 import pytest_twisted
 from attrs import evolve
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from twisted.internet.task import Clock
 
 from apigw.config.model import Backend, CircuitBreaker, Instance
 from apigw.core.breaker import CLOSED, HALF_OPEN, OPEN, RECOVERING
 from apigw.net.poller import PollFailed
+from apigw.testing import MemoryStore, ended_exchange, small_snapshot
+from apigw.upstream.circuits import Circuits
+from apigw.upstream.gate import record
+from apigw.upstream.shared_circuits import SharedCircuits
 from tests.servers import RedisServer, redis_server, until
 from tests.upstream.fleet import OneWorker, loop
 
@@ -217,3 +224,103 @@ async def test_a_backend_that_a_reload_takes_away_is_forgotten(redis: RedisServe
     await one.shared.poll()
     one.configure(USERS)
     assert one.state == CLOSED
+
+
+# -- a fleet under anything
+
+POLICY = CircuitBreaker(
+    window_s=4.0, min_requests=4, open_s=5.0, close_after_probes=2, recovery_steps=(0.25, 0.5, 1.0), recovery_s=6.0
+)
+EVENTS = st.one_of(
+    st.tuples(st.just("ask"), st.integers(0, 2), st.integers(1, 8)),  # which worker, how many requests
+    st.tuples(st.just("wait"), st.sampled_from([0.1, 0.6, 1.0, 3.0, 7.0]), st.just(0)),
+    st.tuples(st.just("backend"), st.booleans(), st.just(0)),
+    st.tuples(st.just("redis"), st.booleans(), st.just(0)),
+    st.tuples(st.just("restart"), st.integers(0, 2), st.just(0)),
+)
+
+
+class Fleet:
+    """Three workers on one clock and one store; their wall clocks differ by two seconds. Pollers run by themselves."""
+
+    def __init__(self) -> None:
+        self.clock = Clock()
+        self.store = MemoryStore(self.clock.seconds)
+        self.good = True
+        self.names = 0
+        self.workers = [self.worker(number) for number in range(3)]
+
+    def worker(self, number: int) -> Circuits:
+        circuits = Circuits(self.clock, dict)
+        skew_s = number - 1.0
+        self.names += 1
+        shared = SharedCircuits(
+            self.clock, self.store, circuits, lambda: 1e9 + self.clock.seconds() + skew_s, f"gw/{self.names}"
+        )
+        backends = (evolve(USERS, circuit_breaker=POLICY),)
+        circuits.configure(evolve(small_snapshot().config, backends=backends, routes=()))
+        circuits.startService()
+        shared.startService()
+        return circuits
+
+    def ask(self, number: int) -> bool:
+        gate = self.workers[number].gates["users"]
+        ex = ended_exchange(status=200 if self.good else 500, ended_s=self.clock.seconds())
+        if gate.refusal(ex, True, 1.0) is not None:
+            return False
+        record(ex)
+        return True
+
+    def states(self) -> set[str]:
+        return {circuits.gates["users"].breaker.state for circuits in self.workers}
+
+    def happen(self, event: tuple[str, Any, int]) -> None:
+        what, value, count = event
+        if what == "ask":
+            for _ in range(count):
+                self.ask(value)
+        elif what == "wait":
+            self.pass_s(value)
+        elif what == "backend":
+            self.good = value
+        elif what == "redis":
+            self.store.down = value
+        else:
+            self.workers[value] = self.worker(value)
+
+    def pass_s(self, seconds: float) -> None:
+        for _ in range(round(seconds * 10)):
+            self.clock.advance(0.1)
+
+
+@given(st.lists(EVENTS, max_size=40))
+@settings(max_examples=60, deadline=None)
+def test_whatever_happens_a_fleet_comes_back_to_a_backend_that_is_well(events: list[tuple[str, Any, int]]) -> None:
+    fleet = Fleet()
+    for event in events:
+        fleet.happen(event)
+    fleet.good, fleet.store.down = True, False
+    for _ in range(400):  # 40 s: what is open ends, is probed, ramps, and what was told late is followed once more
+        for number in range(3):
+            fleet.ask(number)
+        fleet.pass_s(0.1)
+    assert fleet.states() == {CLOSED}
+    assert all(fleet.ask(number) for number in range(3) for _ in range(20))
+
+
+@given(st.integers(0, 2), st.integers(0, 2))
+@settings(deadline=None)
+def test_a_fleet_opens_within_two_seconds_and_recovers_together(finder: int, prober: int) -> None:
+    fleet = Fleet()
+    fleet.good = False
+    for _ in range(4):
+        fleet.ask(finder)
+    fleet.pass_s(2.0)
+    assert fleet.states() == {OPEN}
+    fleet.good = True
+    fleet.pass_s(6.0)
+    while RECOVERING not in fleet.states():
+        fleet.ask(prober)
+        fleet.pass_s(0.1)
+    fleet.pass_s(2.0)
+    assert fleet.states() == {RECOVERING}
