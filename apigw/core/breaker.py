@@ -101,7 +101,7 @@ class Breaker:
     # -- requests
 
     def admit(self, now_s: float, patience_s: float) -> int:
-        """A ticket, or 0: refused. `patience_s`: what a probe may take, its route's timeout."""
+        """A ticket, or 0: refused. `patience_s`: what a probe may take, well above its route's timeout."""
         self.tick(now_s)
         if self.state == CLOSED:
             return self.era

@@ -25,6 +25,7 @@ from apigw.exchange import Exchange
 CIRCUIT_OPEN, MAX_RPS = "circuit_open", "max_rps"
 CONNECT_FAULTS: Final = frozenset(("connection_refused", "connect_timeout", "unreachable", "unresolved"))
 FAULTS: Final = CONNECT_FAULTS | {"connection_reset", "invalid_response", "truncated_response", "upstream_timeout"}
+_MORE, _MORE_S = 1.1, 1.0  # a probe may take its route's timeout, and a busy loop may be late to say that it is over
 _MAX_RPS_RETRY_S = 1  # by then there is room for another max_rps requests
 _LOG_STRETCH_S, _LOG_LINES = 10.0, 8  # so many lines at most: a circuit with an open time of milliseconds changes often
 
@@ -86,7 +87,7 @@ class Gate:
         """None: the request may go on. `guarded`: its route's circuit_breaker."""
         breaker, ticket = self.breaker, 0
         if guarded:
-            ticket = breaker.era if breaker.closed else breaker.admit(self._now_s(), timeout_s)
+            ticket = breaker.era if breaker.closed else breaker.admit(self._now_s(), timeout_s * _MORE + _MORE_S)
             if not ticket:
                 return self.circuit_refusal()
         if self.pace is not None:

@@ -138,6 +138,21 @@ def test_one_probe_at_a_time_and_a_bad_one_opens_it_again(launch: Launch, patien
     assert gateway.metric("circuit_openings_total", backend="patient") == 1
 
 
+def test_a_probe_that_times_out_opens_it_again(launch: Launch, patient: Patient) -> None:
+    """Also while other clients ask all the time, and the moment of the timeout is everybody's."""
+    gateway = sick(launch, patient)
+    patient.status = 500
+    ask(gateway, 10)
+    patient.let_go.clear()
+    asked = patient.asked
+    with Load(gateway.http, clients=4, target="/sick/x", pause_s=0.002) as load:
+        gateway.until(lambda: patient.asked > asked, 4)
+        gateway.until(lambda: circuit(gateway)["state"] == "open", 5)
+        assert patient.asked == asked + 1
+        gateway.until(lambda: 504 in [outcome.status for outcome in load.outcomes], 1)
+    patient.let_go.set()
+
+
 def test_a_probe_whose_client_leaves_makes_room_for_the_next(launch: Launch, patient: Patient) -> None:
     gateway = sick(launch, patient)
     patient.status = 500
@@ -241,8 +256,8 @@ def test_a_backend_that_only_streams_is_got_back(launch: Launch, patient: Patien
     with ExitStack() as stack:
         first = _sent(stack, gateway, "/sick/stream")
         assert first.sock.recv(12) == b"HTTP/1.1 200"
-        gateway.until(lambda: _sent(stack, gateway, "/sick/stream").sock.recv(12) == b"HTTP/1.1 200", 4)
-        gateway.until(lambda: circuit(gateway)["state"] == "closed", 4)
+        gateway.until(lambda: _sent(stack, gateway, "/sick/stream").sock.recv(12) == b"HTTP/1.1 200", 6)
+        gateway.until(lambda: circuit(gateway)["state"] == "closed", 6)
         stop.set()
 
 
