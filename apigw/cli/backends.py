@@ -26,7 +26,7 @@ def backends(settings: Settings, name: str | None, as_json: bool) -> None:
         document(found)
         return
     table(
-        ("backend", "owner", "instances", "connections", "busy", "idle", "waiting", "circuit"),
+        ("backend", "owner", "instances", "found by", "connections", "busy", "idle", "waiting", "circuit"),
         [_backend_row(each, backend) for each, backend in found.items()],
         right=("connections", "busy", "idle", "waiting"),
     )
@@ -45,12 +45,24 @@ def _backend_row(name: str, backend: dict[str, Any]) -> tuple[object, ...]:
         name,
         backend.get("owner"),
         f"{up} of {len(instances)} up",
+        _found_by(backend.get("discovery")),
         f"{connections.get('open')} of {backend.get('max_connections')}",
         connections.get("busy"),
         connections.get("idle"),
         connections.get("waiting"),
         _circuit(backend.get("circuit")),
     )
+
+
+def _found_by(discovery: dict[str, Any] | None) -> str | None:
+    """`etcd`, or `etcd DOWN, saved list`; nothing for a backend that lists its instances."""
+    if discovery is None:
+        return None
+    kind = str(discovery.get("registry", "")).partition(" ")[0]
+    if discovery.get("up"):
+        return kind
+    state = "DOWN" if discovery.get("up") is False else "not heard yet"
+    return f"{kind} {state}, {str(discovery.get('list')).replace('none', 'no')} list"
 
 
 def _circuit(circuit: dict[str, Any] | None) -> str | None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from apigw.cli.backends import _backend_row, _instance_row
+from apigw.cli.backends import _backend_row, _found_by, _instance_row
 from tests.cli.tool import run
 from tests.e2e.gateway import Gateway
 
@@ -45,3 +45,16 @@ def test_why_and_since_when() -> None:
 )
 def test_a_circuit_says_what_it_lets_through(circuit: dict[str, object] | None, shown: str | None) -> None:
     assert _backend_row("b", {"circuit": circuit})[-1] == shown
+
+
+@pytest.mark.parametrize(
+    "discovery, shown",
+    [
+        (None, None),
+        ({"registry": "etcd http://10.0.0.5:2379 /services/b/", "up": True, "list": "live"}, "etcd"),
+        ({"registry": "dns b.test SRV", "up": False, "list": "saved"}, "dns DOWN, saved list"),
+        ({"registry": "consul http://c b", "up": None, "list": "none"}, "consul not heard yet, no list"),
+    ],
+)
+def test_who_names_the_instances(discovery: dict[str, object] | None, shown: str | None) -> None:
+    assert _found_by(discovery) == shown
