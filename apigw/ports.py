@@ -89,8 +89,9 @@ class SharedStore(Protocol):
 class Registry(Protocol):
     """The instances of one backend, as a registry knows them; asked in the background from start to stop.
 
-    `on_instances`, which it was made with, is called with each list that differs from the one in force, never from
-    inside startService(). Whatever the registry does, the list in force stays until a good answer has another one.
+    `on_instances`, which it was made with, is called with the first list and with each that differs from the one in
+    force, perhaps from inside startService(). Whatever the registry does, the list in force stays until a good answer
+    has another one.
     """
 
     where: str  # for people: "etcd http://10.0.0.5:2379 /services/orders/"

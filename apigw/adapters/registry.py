@@ -198,6 +198,7 @@ class RegistryPoller(Poller):
         if sifted.skipped and not sifted.entries:
             raise PollFailed(f"no usable instance in the answer: {_counted(sifted.skipped)}")
         self._last = sifted
+        first = self.last_success_epoch_s is None
         self.up, self.last_error = True, None
         self.last_success_epoch_s = self._wall()
         before, kept_since_s = self.entries, self.empty_since_s
@@ -212,6 +213,7 @@ class RegistryPoller(Poller):
             )
         if changed:
             _log_change(self.wanted.backend, self.where, before, self.entries)
+        if changed or (first and sifted.entries):
             self._on_instances(self.entries)
 
     def heard_again(self) -> None:

@@ -124,6 +124,16 @@ async def test_a_start_without_the_registry_serves_with_the_saved_list(
 
 
 @pytest_twisted.ensureDeferred
+async def test_a_list_that_is_that_of_the_configuration_before_is_saved_too(
+    world: World, etcd: EtcdServer, tmp_path: Path
+) -> None:
+    """It is no change, but after a restart it is all there is."""
+    world.instances["orders"] = (Instance("10.0.0.1", 80),)
+    world.configure(orders=at(etcd.url))
+    await until(lambda: (tmp_path / "discovery" / "orders.json").exists(), REACTOR, 10)
+
+
+@pytest_twisted.ensureDeferred
 async def test_a_start_without_anything_says_what_is_missing(world: World) -> None:
     world.configure(orders=at(f"http://127.0.0.1:{free_port()}"))
     assert "not heard yet; no instance is known" in (world.discovery.troubles() or {})["orders"]

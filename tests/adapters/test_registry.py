@@ -133,8 +133,8 @@ def test_the_list_from_before_is_in_force_until_there_is_another() -> None:
     registry.startService()
     assert registry.hosts == ["10.0.0.7"] and registry.lists == []
     registry.says = [RawEntry("10.0.0.7", 80)]
-    registry.run_for(2)
-    assert registry.up and registry.lists == [], "the same list is no news"
+    registry.run_for(9)
+    assert registry.up and registry.lists == [["10.0.0.7"]], "confirmed, once: it is this registry's list now"
 
 
 def test_an_empty_answer_is_believed_after_the_time_of_the_configuration() -> None:
