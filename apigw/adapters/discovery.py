@@ -11,12 +11,13 @@ from attrs import frozen
 from twisted.application.service import MultiService
 from twisted.logger import Logger
 
-from apigw.adapters.registry import RegistryPoller, Wanted
+from apigw.adapters.registry import RegistryPoller
 from apigw.adapters.registry_consul import ConsulRegistry
 from apigw.adapters.registry_dns import DNSRegistry
 from apigw.adapters.registry_etcd import EtcdRegistry
 from apigw.adapters.registry_kubernetes import KubernetesRegistry
 from apigw.adapters.saved_instances import Saved, SavedInstances
+from apigw.adapters.wanted_instances import Wanted
 from apigw.config.model import Config, Instance
 from apigw.core.discovery import Entry
 from apigw.ports import WallClock

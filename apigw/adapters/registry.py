@@ -14,15 +14,13 @@ from collections.abc import Callable, Iterable
 from time import thread_time
 from typing import Any
 
-from attrs import frozen
 from twisted.internet.defer import CancelledError, Deferred, TimeoutError
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 
-from apigw.config.addresses import is_loopback, nameserver_of, split_url
-from apigw.config.model import Discovery
+from apigw.adapters.wanted_instances import Wanted
 from apigw.config.reading import Unreadable, read_bounded
-from apigw.core.discovery import REASONS, Belief, Boundary, Entry, RawEntry, Sifted, sift
+from apigw.core.discovery import REASONS, Belief, Entry, RawEntry, Sifted, sift
 from apigw.net.fetch import Answer, FetchFailed, Question, Trust, ask
 from apigw.net.poller import Poller, PollFailed
 from apigw.ports import WallClock
@@ -39,33 +37,6 @@ _REST = 100  # times what a list cost
 _MAX_REST_S = 15.0
 
 log = Logger()
-
-
-@frozen
-class Wanted:
-    """What a registry is to be asked for. own_ports: those on which the gateway listens itself."""
-
-    backend: str
-    discovery: Discovery
-    own_ports: frozenset[int] = frozenset()
-
-    def boundary(self) -> Boundary:
-        """Where its instances may be. Unless the configuration says it, only a registry on this machine may name
-        addresses of this machine; the system's name server, which speaks for others, does not count as such."""
-        given = self.discovery
-        loopback = given.allow_loopback
-        if loopback is None:
-            hosts = _hosts(given)
-            loopback = bool(hosts) and all(is_loopback(host) for host in hosts)
-        return Boundary(loopback, given.allow_names, given.networks, self.own_ports)
-
-
-def _hosts(discovery: Discovery) -> list[str]:
-    """Where the registry is, as far as the configuration names it."""
-    urls = [discovery.url] if discovery.url is not None else list(discovery.endpoints)
-    parts = [split_url(url) for url in urls]
-    servers = [nameserver_of(text) for text in discovery.nameservers]
-    return [part.hostname or "" for part in parts if part] + [server[0] for server in servers if server]
 
 
 class RegistryPoller(Poller):

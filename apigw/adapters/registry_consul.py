@@ -16,7 +16,8 @@ from urllib.parse import quote, urlencode
 
 import orjson
 
-from apigw.adapters.registry import ANSWER_S, MAX_ANSWER_BYTES, RegistryPoller, Wanted, secret_of
+from apigw.adapters.registry import ANSWER_S, MAX_ANSWER_BYTES, RegistryPoller, secret_of
+from apigw.adapters.wanted_instances import Wanted
 from apigw.core.discovery import Entry, RawEntry, scaled
 from apigw.net.fetch import Answer, Question
 from apigw.net.poller import PollFailed

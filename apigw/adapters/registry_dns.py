@@ -24,7 +24,8 @@ from twisted.names import dns
 from twisted.names.client import Resolver
 from twisted.names.error import DNSNameError, DNSQueryRefusedError, DNSServerError, ResolverError
 
-from apigw.adapters.registry import RegistryPoller, Wanted
+from apigw.adapters.registry import RegistryPoller
+from apigw.adapters.wanted_instances import Wanted
 from apigw.config.addresses import nameserver_of
 from apigw.config.reading import Unreadable, read_bounded
 from apigw.core.discovery import MAX_INSTANCES, Entry, RawEntry, scaled

@@ -16,7 +16,8 @@ from typing import Any
 
 import orjson
 
-from apigw.adapters.registry import ANSWER_S, MAX_ANSWER_BYTES, RegistryPoller, Wanted, secret_of
+from apigw.adapters.registry import ANSWER_S, MAX_ANSWER_BYTES, RegistryPoller, secret_of
+from apigw.adapters.wanted_instances import Wanted
 from apigw.core.discovery import MAX_INSTANCES, Entry, RawEntry
 from apigw.net.fetch import Answer, Enough, FetchFailed, Question
 from apigw.net.poller import PollFailed

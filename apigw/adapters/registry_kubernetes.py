@@ -17,7 +17,8 @@ import attrs
 import orjson
 
 from apigw.adapters.endpoint_slices import Slice, entries_of, put, read_list, read_slice
-from apigw.adapters.registry import ANSWER_S, MAX_ANSWER_BYTES, RegistryPoller, Wanted, secret_of
+from apigw.adapters.registry import ANSWER_S, MAX_ANSWER_BYTES, RegistryPoller, secret_of
+from apigw.adapters.wanted_instances import Wanted
 from apigw.config.model import Discovery
 from apigw.config.reading import Unreadable, read_bounded
 from apigw.core.discovery import Entry, RawEntry

@@ -16,7 +16,7 @@ from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from apigw.adapters.registry import Wanted
+from apigw.adapters.wanted_instances import Wanted
 from apigw.config.reading import Unreadable, read_bounded
 from apigw.core.discovery import Entry, RawEntry, sift
 from apigw.ports import WallClock

@@ -11,7 +11,7 @@ input like a client's: an entry that is not plainly an instance is skipped and c
 
 import ipaddress
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from socket import AF_INET, inet_ntop, inet_pton
 from typing import Final
 
@@ -67,18 +67,20 @@ class RawEntry:
 
 @frozen
 class Boundary:
-    """Where instances may be. own_ports: those that the gateway listens on, no instances on any loopback address."""
+    """Where instances may be. own_ports: those that the gateway listens on, no instances on this machine; is_own says
+    whether an address is one of this machine's, loopback aside."""
 
     allow_loopback: bool = False
     allow_names: bool = False
     networks: tuple[Network, ...] = ()
     own_ports: frozenset[int] = frozenset()
+    is_own: Callable[[str], bool] = lambda address: False
 
     def host(self, given: object, port: int) -> str:
         """The canonical form of a host that may be used. Raises ValueError with one of REASONS."""
         if not isinstance(given, str) or not given or len(given) > 254:
             raise ValueError("bad_host")
-        if not self.networks and _is_plain(given):
+        if not self.networks and port not in self.own_ports and _is_plain(given):
             return given
         try:
             address = ipaddress.ip_address(given)
@@ -93,11 +95,10 @@ class Boundary:
         for each in (address, *_hidden_in(address)):
             if _is_forbidden(each):
                 raise ValueError("forbidden_address")
-            if each.is_loopback:
-                if not self.allow_loopback:
-                    raise ValueError("loopback")
-                if port in self.own_ports:
-                    raise ValueError("own_port")
+            if each.is_loopback and not self.allow_loopback:
+                raise ValueError("loopback")
+            if port in self.own_ports and (each.is_loopback or self.is_own(str(each))):
+                raise ValueError("own_port")
         if self.networks and not any(address.version == net.version and address in net for net in self.networks):
             raise ValueError("outside_networks")
 

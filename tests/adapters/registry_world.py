@@ -7,7 +7,8 @@ from typing import Any
 from twisted.internet import reactor as installed_reactor
 from twisted.internet.protocol import Factory, Protocol
 
-from apigw.adapters.registry import RegistryPoller, Wanted
+from apigw.adapters.registry import RegistryPoller
+from apigw.adapters.wanted_instances import Wanted
 from apigw.config.model import Discovery
 from apigw.core.discovery import Entry
 from tests.servers import until

@@ -9,8 +9,8 @@ import pytest
 import pytest_twisted
 
 from apigw.adapters.discovery import TYPES, Discovery
-from apigw.adapters.registry import Wanted
 from apigw.adapters.saved_instances import SavedInstances
+from apigw.adapters.wanted_instances import Wanted
 from apigw.config.declarations import DISCOVERY
 from apigw.config.fields import Field
 from apigw.config.model import AdminSection, Backend, Instance, Listener

@@ -9,7 +9,8 @@ import pytest_twisted
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
-from apigw.adapters.registry import RegistryPoller, Wanted, secret_of
+from apigw.adapters.registry import RegistryPoller, secret_of
+from apigw.adapters.wanted_instances import Wanted
 from apigw.config.model import Discovery
 from apigw.core.discovery import Entry, RawEntry
 from apigw.net.poller import PollFailed
@@ -152,27 +153,6 @@ def test_bad_entries_are_counted_and_the_good_ones_used() -> None:
     registry.startService()
     assert registry.hosts == ["10.0.0.1"]
     assert registry.skipped == {"loopback": 1, "bad_port": 1, "unusable": 1}
-
-
-@pytest.mark.parametrize(
-    ("discovery", "allowed"),
-    [
-        (Discovery("consul", "o", url="http://127.0.0.1:8500"), True),
-        (Discovery("consul", "o", url="http://localhost:8500"), True),
-        (Discovery("consul", "o", url="http://[::1]:8500"), True),
-        (Discovery("consul", "o", url="http://10.0.0.1:8500"), False),
-        (Discovery("consul", "o", url="http://127.0.0.1:8500", allow_loopback=False), False),
-        (Discovery("consul", "o", url="http://10.0.0.1:8500", allow_loopback=True), True),
-        (Discovery("etcd", "o", endpoints=("http://127.0.0.1:1", "http://127.0.0.1:2")), True),
-        (Discovery("etcd", "o", endpoints=("http://127.0.0.1:1", "http://10.0.0.1:2")), False),
-        (Discovery("dns", "o", port=80), False),
-        (Discovery("dns", "o", port=80, nameservers=("127.0.0.1:5353",)), True),
-        (Discovery("dns", "o", port=80, nameservers=("127.0.0.1", "10.0.0.1")), False),
-        (Discovery("kubernetes", "o"), False),
-    ],
-)
-def test_only_a_registry_on_this_machine_may_name_it_unless_told_otherwise(discovery: Discovery, allowed: bool) -> None:
-    assert Wanted("orders", discovery).boundary().allow_loopback is allowed
 
 
 @pytest.mark.parametrize(

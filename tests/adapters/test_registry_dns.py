@@ -9,8 +9,8 @@ import pytest_twisted
 from twisted.internet.protocol import DatagramProtocol
 from twisted.names import dns
 
-from apigw.adapters.registry import Wanted
 from apigw.adapters.registry_dns import DNSRegistry, _of_system
+from apigw.adapters.wanted_instances import Wanted
 from apigw.config.model import Discovery
 from apigw.core.discovery import Entry
 from tests.adapters.registry_world import REACTOR, watching

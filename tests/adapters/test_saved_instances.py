@@ -9,8 +9,8 @@ import orjson
 import pytest
 import pytest_twisted
 
-from apigw.adapters.registry import Wanted
 from apigw.adapters.saved_instances import SavedInstances
+from apigw.adapters.wanted_instances import Wanted
 from apigw.config.model import Discovery
 from apigw.core.discovery import Entry
 from tests.adapters.registry_world import NOW_S, REACTOR

@@ -128,6 +128,9 @@ def test_the_gateways_own_ports_are_no_instances() -> None:
     assert verdict("::ffff:127.0.0.9", own, port=9601) == "own_port"
     assert verdict("127.0.0.1", own, port=9602) == "127.0.0.1"
     assert verdict("10.0.0.1", own, port=9601) == "10.0.0.1"
+    here = Boundary(own_ports=frozenset({9601}), is_own=lambda address: address == "10.0.0.1")
+    assert verdict("10.0.0.1", here, port=9601) == verdict("::ffff:10.0.0.1", here, port=9601) == "own_port"
+    assert verdict("10.0.0.1", here, port=9602) == "10.0.0.1" and verdict("10.0.0.2", here, port=9601) == "10.0.0.2"
 
 
 def test_networks_leave_out_what_is_not_in_them() -> None:
