@@ -1,5 +1,6 @@
 """What Redis knows of a run: whether the limiter really counted there."""
 
+import re
 import socket
 from typing import Any
 
@@ -26,6 +27,11 @@ class RedisCount:
         """The sum of all counters of users; 0 when the limiter does not keep them here."""
         keys = [key.decode() for key in self._command("KEYS", "*user-*")]
         return sum(int(value or 0) for value in self._command("MGET", *keys)) if keys else 0
+
+    def script_calls(self) -> int:
+        """Rate limit checks that Redis has answered so far."""
+        found = re.search(rb"cmdstat_evalsha:calls=(\d+)", self._command("INFO", "commandstats"))
+        return int(found[1]) if found else 0
 
     def close(self) -> None:
         self._socket.close()

@@ -1,9 +1,9 @@
 """`make bench`: what the gateway costs, beside peers that do the same job in the same minutes.
 
-usage: .venv/bin/python bench/run.py [--quick] [--peers a,b] [--runs N] [--requests N] [--tokens N] [--memory | --routes]
+usage: .venv/bin/python bench/run.py [--quick] [--peers a,b] [--runs N] [--requests N] [--tokens N] [--memory | --routes | --identity]
 
-Prints a table, writes bench/results/latest.json (memory.json, routes.json); docs/benchmarking.md says how to read them. Exit status 1 when a
-peer that is installed does not do the job.
+Prints a table, writes bench/results/latest.json (memory.json, routes.json, identity.json); docs/benchmarking.md says how to
+read them. Exit status 1 when a peer that is installed does not do the job.
 """
 
 import argparse
@@ -13,6 +13,7 @@ import sys
 import time
 
 import comparison
+import identity_cost
 import job
 import memory
 import report
@@ -36,6 +37,7 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--memory", action="store_true", help="only resident memory: 5,000 routes, 5,000 connections")
     parser.add_argument("--routes", action="store_true", help="only the cost of 5,000 routes against 50")
+    parser.add_argument("--identity", action="store_true", help="only what tokens, API keys and tiers add to a request")
     options = parser.parse_args()
     options.names = options.peers.split(",") if options.peers else list(QUICK if options.quick else DEFAULT)
     unknown = [name for name in options.names if name not in ALL]
@@ -60,12 +62,14 @@ def main() -> int:
             sections["memory"] = memory.report(world)
         elif options.routes:
             sections["routes"] = routing.report(world, options.runs, options.requests)
+        elif options.identity:
+            sections["identity"] = identity_cost.report(world, options.runs, options.requests)
         else:
             results = comparison.compare(world, [ALL[name] for name in options.names], options.runs, options.requests)
             report.show(results)
             if "apigw" in results.samples and not options.quick:
                 sections["routes"] = routing.report(world, options.runs, options.requests // 2)
-    name = "memory" if options.memory else "routes" if options.routes else "latest"
+    name = next(iter(sections)) if results is None else "latest"
     settings = {
         "requests": options.requests,
         "runs": options.runs,
