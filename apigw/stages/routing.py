@@ -1,5 +1,10 @@
-"""Stage 4: the route of a path and method, on the table of the request's own snapshot."""
+"""Stage 4: the route of a path and method, on the table of the request's own snapshot.
 
+A path that nobody has and a method that its route has not are unmatched alike: both count against the client's address
+before they are told, since asking with an odd method finds paths as well as any.
+"""
+
+from functools import partial
 from typing import Any, Callable
 
 from apigw.config.snapshot import CompiledRoute
@@ -10,9 +15,18 @@ from apigw.exchange import Exchange
 
 
 class RouteNotFound(GatewayError):
-    """404; counted against the client's IP before it is said."""
+    """404."""
 
     status, code, message = 404, "route_not_found", "No route matches this path."
+
+
+class MethodNotAllowed(GatewayError):
+    """405, with the methods that there are."""
+
+    status, code, message = 405, "method_not_allowed", "This route does not allow the request's method."
+
+    def __init__(self, allow: bytes) -> None:
+        super().__init__(headers=((b"Allow", allow),))
 
 
 class Routing:
@@ -30,23 +44,22 @@ class Routing:
         assert ex.target is not None
         route = self._match(ex.target.path)
         if route is None:
-            counting = self._unmatched(ex)
-            if counting is None or isinstance(counting, GatewayError):
-                raise _not_found(counting)
-            return counting.addCallback(_not_found)
+            return self._refused(RouteNotFound, ex)
         method = ex.request.method
         if method not in route.methods:
             if route.cors_origins and is_preflight(method, ex.request.fields):
                 return route
             ex.route = route
-            raise GatewayError(
-                "This route does not allow the request's method.",
-                status=405,
-                code="method_not_allowed",
-                headers=((b"Allow", route.allow),),
-            )
+            return self._refused(partial(MethodNotAllowed, route.allow), ex)
         return route
 
+    def _refused(self, refusal: Callable[[], GatewayError], ex: Exchange) -> Any:
+        """Raised, or a Deferred of it: the refusal, or what counting it says instead."""
+        counting = self._unmatched(ex)
+        if counting is None or isinstance(counting, GatewayError):
+            raise counting or refusal()
+        return counting.addCallback(_said, refusal)
 
-def _not_found(refused: GatewayError | None) -> GatewayError:
-    return refused or RouteNotFound()
+
+def _said(refused: GatewayError | None, refusal: Callable[[], GatewayError]) -> GatewayError:
+    return refused or refusal()

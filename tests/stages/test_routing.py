@@ -7,7 +7,7 @@ from twisted.internet.defer import Deferred, succeed
 
 from apigw.core.trie import Trie
 from apigw.errors import GatewayError
-from apigw.stages.routing import RouteNotFound, Routing
+from apigw.stages.routing import MethodNotAllowed, RouteNotFound, Routing
 
 PREFLIGHT = {b"origin": b"https://a.test", b"access-control-request-method": b"PUT"}
 
@@ -79,6 +79,25 @@ def test_a_client_over_its_limit_hears_429_and_not_404(exchange: Any) -> None:
     said: list[Any] = []
     Routing(Trie(), lambda ex: succeed(over)).enter(exchange()).addCallback(said.append)
     assert said == [over]
+
+
+def test_a_method_that_the_route_has_not_is_counted_like_a_path_that_nobody_has(exchange: Any, snapshot: Any) -> None:
+    """Else asking with DELETE would find the paths that there are, as quickly as one likes."""
+    table, ex = snapshot(users={"pattern": "/users/*", "methods": ("GET",)}), exchange("DELETE")
+    counted: list[Any] = []
+    with pytest.raises(MethodNotAllowed):
+        Routing(table.trie, counted.append).enter(ex)
+    assert counted == [ex] and ex.route is table.routes["users"]
+    over = GatewayError(status=429, code="rate_limit_exceeded")
+    with pytest.raises(GatewayError) as refusal:
+        Routing(table.trie, lambda ex: over).enter(exchange("DELETE"))
+    assert refusal.value is over
+    said: list[Any] = []
+    for answer in (None, over):
+        waiting: Deferred[Any] = Deferred()
+        Routing(table.trie, lambda ex: waiting).enter(exchange("DELETE")).addCallback(said.append)
+        waiting.callback(answer)
+    assert isinstance(said[0], MethodNotAllowed) and said[1] is over
 
 
 def test_a_method_that_the_route_has_not_is_405_with_what_it_has(exchange: Any, snapshot: Any) -> None:
