@@ -1,9 +1,14 @@
 """Allowances: never more than a hundredth of the limit unasked, settled by the next question, gone with the window."""
 
-from hypothesis import given
+from collections.abc import Callable
+from random import Random
+
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from apigw.core.allowance import Allowances
+from apigw.core.window import Demand, judge
+from tests.core.test_window import SHAPES, Windows, by_a_fleet, schedule
 
 KEY = "rate:{door:ip:203.0.113.42}"
 NOW_S = 1_707_264_012.5
@@ -81,3 +86,38 @@ def test_the_memory_is_bounded() -> None:
     assert len(allowances._by_key) == 4096
     assert allowances.spend("rate:{door:ip:0}", NOW_S) is None
     assert allowances.spend("rate:{door:ip:4999}", NOW_S) == 899
+
+
+def asking(store: Windows, demand: Demand) -> Callable[[float], bool]:
+    """One gateway, which counts on the address' allowance while there is one; whether a request passes."""
+    allowances = Allowances()
+
+    def ask(now_s: float) -> bool:
+        if allowances.spend(demand.key, now_s) is not None:
+            return True
+        spent, start_s = allowances.settle(demand.key, demand.window_s, now_s)
+        if spent:
+            store.add(demand, spent, start_s)
+        counted = store.take(demand, now_s)
+        if counted.allowed:
+            remaining = judge(demand, *counted.counts[0], now_s).remaining
+            allowances.grant(demand.key, demand.limit, demand.window_s, remaining, now_s)
+        return counted.allowed
+
+    return ask
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.sampled_from(SHAPES), st.integers(20, 3000), st.floats(0.3, 5.0), st.integers(0, 2**32))
+def test_four_gateways_over_many_windows_stay_within_five_percent(
+    shape: str, limit: int, excess: float, seed: int
+) -> None:
+    """Whatever the schedule, with clocks a little apart: at most a hundredth of the limit more for each gateway."""
+    random, store = Random(seed), Windows()
+    demand = Demand("door", KEY, limit, 60)
+    times = schedule(shape, limit, excess, random)
+    passed, exact = by_a_fleet([asking(store, demand) for _ in range(4)], limit, times, random)
+    assert max(passed.values()) <= 1.05 * limit
+    assert 0.95 * exact - 1 <= sum(passed.values()) <= 1.05 * exact + 1
+    for start_s, count in passed.items():
+        assert 0 <= count - store.counts[demand.key, start_s] <= 4 * (limit // 100), "what nobody settled"

@@ -1,5 +1,6 @@
 """The global tier counted by several workers: what the store does not know stays small, and nothing is forgotten."""
 
+from collections.abc import Callable
 from random import Random
 
 from hypothesis import given, settings
@@ -8,6 +9,7 @@ from hypothesis import strategies as st
 from apigw.adapters.memory_counters import MemoryCounters
 from apigw.core.global_share import GlobalShares
 from apigw.core.window import Demand
+from tests.core.test_window import SHAPES, Windows, by_a_fleet, schedule
 
 START_S = 1_707_264_000
 NOW_S = START_S + 12.5
@@ -140,3 +142,37 @@ def test_the_worst_case_of_the_note() -> None:
         store.add(ALL, *shares.settle(ALL, NOW_S))
         assert not store.take([ALL], NOW_S).allowed
     assert passed == 8000 + 20 * 20 == 1.05 * 8000
+
+
+def asking(store: Windows, demand: Demand) -> Callable[[float], bool]:
+    """One gateway, which counts on its share while it has one; whether a request passes."""
+    shares = GlobalShares()
+
+    def ask(now_s: float) -> bool:
+        if shares.spend(demand, now_s) is not None:
+            return True
+        spent, start_s = shares.settle(demand, now_s)
+        if spent:
+            store.add(demand, spent, start_s)
+        counted = store.take(demand, now_s)
+        shares.learn(demand, *counted.counts[0], now_s)
+        return counted.allowed
+
+    return ask
+
+
+@settings(max_examples=12, deadline=None)
+@given(st.sampled_from(SHAPES), st.integers(4000, 6000), st.floats(0.3, 3.0), st.integers(0, 2**32))
+def test_four_gateways_over_many_windows_stay_within_five_percent(
+    shape: str, limit: int, excess: float, seed: int
+) -> None:
+    """Whatever the schedule, with clocks a little apart: no window above 105% of the limit, and all that one exact
+    counter lets through, within 5%."""
+    random, store = Random(seed), Windows()
+    demand = Demand("all", ALL.key, limit, 60)
+    times = schedule(shape, limit, excess, random)
+    passed, exact = by_a_fleet([asking(store, demand) for _ in range(4)], limit, times, random)
+    assert max(passed.values()) <= 1.05 * limit
+    assert 0.95 * exact <= sum(passed.values()) <= 1.05 * exact
+    for start_s, count in passed.items():
+        assert 0 <= count - store.counts[demand.key, start_s] <= 4 * (limit // 400), "what nobody settled"
