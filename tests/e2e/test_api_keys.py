@@ -158,6 +158,7 @@ def test_a_key_may_do_what_it_says_and_from_where_it_says(launch: Launch, keys: 
     for _ in range(2):
         refused = ask(gateway, reader, "/scoped/x")
         assert (refused.status, refused.json()["error"]) == (403, "insufficient_scope")
+        assert 'error="insufficient_scope"' in (refused.get("WWW-Authenticate") or "")
         assert ask(gateway, writer, "/scoped/x").status == 200
         for address, status in (
             ("203.0.113.9", 200),
