@@ -65,20 +65,17 @@ class ClientRequest:
         self.head_bytes = head_bytes
         self.forwarded: dict[bool, bytes] = {}  # the lines that go to a backend, with and without cookies, once made
 
-    def again(self, target: bytes, head_bytes: int, authorization: bytes | None) -> "ClientRequest":
-        """The same head with another target, and with another Authorization unless that is None."""
+    def again(self, target: bytes, head_bytes: int, name: bytes | None = None, value: bytes = b"") -> "ClientRequest":
+        """The same head with another target, and with another value of the header of this name, if one is given."""
         other: ClientRequest = ClientRequest.__new__(ClientRequest)
         other.method = self.method
         other.target = target
-        if authorization is None:
+        if name is None:
             other.headers = self.headers
             other.fields = self.fields
         else:
-            name = b"authorization"
-            other.fields = {**self.fields, name: authorization}
-            other.headers = [
-                header if header[1] != name else (header[0], name, authorization) for header in self.headers
-            ]
+            other.fields = {**self.fields, name: value}
+            other.headers = [header if header[1] != name else (header[0], name, value) for header in self.headers]
         other.content_length = self.content_length
         other.chunked = self.chunked
         other.http10 = self.http10

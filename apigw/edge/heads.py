@@ -1,10 +1,10 @@
 """From the bytes of a head to a ClientRequest: what HTTP asks of a request beyond its grammar.
 
 Note [The same again]
-  The next request on a connection mostly differs in its target alone, or in its target and its token, when a
-  proxy before us multiplexes clients. When the rest of the header block is the same to the byte, and so are
-  method and version, what was parsed, checked and framed before holds again. A target or token that is not of
-  the plainest kind goes the long way. What such requests share, nobody changes.
+  The next request on a connection mostly differs in its target alone, or in its target and its credential (a token
+  or an API key), when a proxy before us multiplexes clients. When the rest of the header block is the same to the
+  byte, and so are method and version, what was parsed, checked and framed before holds again. A target or credential
+  that is not of the plainest kind goes the long way. What such requests share, nobody changes.
 """
 
 import re
@@ -20,7 +20,7 @@ _PLAIN_LINE = re.compile(
     rb"([A-Z]+) (/[A-Za-z0-9._~!$&'()*+,=:@/-]*(?:\?[A-Za-z0-9._~!$&'()*+,;=:@/?%-]*)?) (HTTP/1\.[01])"
 )
 
-_AUTHORIZATION = re.compile(rb"\r\n[Aa]uthorization: ([!-~ ]*)\r\n")
+_CREDENTIAL = re.compile(rb"\r\n([Aa]uthorization|[Xx]-(?:API-Key|Api-Key|api-key)): ([!-~ ]*)\r\n")
 _VISIBLE = bytes(range(0x20, 0x7F))
 
 _NO_HEADERS: list[Header] = []
@@ -29,11 +29,12 @@ _NO_HEADERS: list[Header] = []
 class HeadReader:
     """Reads the request heads of one connection. See Note [The same again]."""
 
-    __slots__ = ("_before", "_behind", "_line", "_last")
+    __slots__ = ("_before", "_behind", "_name", "_line", "_last")
 
     def __init__(self) -> None:
-        self._before = b""  # the last header block up to its token, or all of it
-        self._behind: bytes | None = None  # and what followed the token; None without one
+        self._before = b""  # the last header block up to its credential, or all of it
+        self._behind: bytes | None = None  # and what followed the credential; None without one
+        self._name = b""  # of the credential's header
         self._line: tuple[bytes | None, ...] = ()  # method and version of the last head
         self._last: ClientRequest | None = None
 
@@ -49,27 +50,28 @@ class HeadReader:
         client = client_request(request_head(data), len(data), peer_ip, secure)
         if match is not None and len(block) <= _REMEMBERED_BYTES:
             self._line, self._last = match.group(1, 3), client
-            token = _AUTHORIZATION.search(block)
+            found = _CREDENTIAL.search(block)
             self._before, self._behind = block, None
-            if token is not None:
-                self._before, self._behind = block[: token.start(1)], block[token.end(1) :]
+            if found is not None:
+                self._before, self._behind = block[: found.start(2)], block[found.end(2) :]
+                self._name = found[1].lower()
         return client
 
     def _again(self, last: ClientRequest, block: bytes, target: bytes, head_bytes: int) -> ClientRequest | None:
         if self._behind is None:
-            return last.again(target, head_bytes, None) if block == self._before else None
+            return last.again(target, head_bytes) if block == self._before else None
         end = len(block) - len(self._behind)
-        token = block[len(self._before) : end]
+        value = block[len(self._before) : end]
         if (
-            not token
+            not value
             or not block.startswith(self._before)
             or not block.endswith(self._behind)
-            or token.strip() != token
+            or value.strip() != value
         ):
             return None
-        if token == last.fields[b"authorization"]:
-            return last.again(target, head_bytes, None)
-        return None if token.translate(None, _VISIBLE) else last.again(target, head_bytes, token)
+        if value == last.fields[self._name]:
+            return last.again(target, head_bytes)
+        return None if value.translate(None, _VISIBLE) else last.again(target, head_bytes, self._name, value)
 
 
 def client_request(head: Head, head_bytes: int, peer_ip: str, secure: bool) -> ClientRequest:

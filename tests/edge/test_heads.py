@@ -72,6 +72,16 @@ BLOCKS = st.sampled_from(
         *(block(b"Authorization: " + token, b"Accept: */*") for token in (b"a\tb", b"a\xe9", b"a\x01", b"a\r\nX: y")),
         block(b"Authorization: Bearer a", b"Authorization: Bearer b", b"Accept: */*"),
         block(b"authorization: Bearer a", b"X-A: b"),
+        *(
+            block(b"X-API-Key: " + key, b"Accept: */*")
+            for key in (b"a", b"bb", b"", b" x", b"a,b", b"a\tb", b"a\r\nX: y")
+        ),
+        block(b"X-API-Key: a", b"X-API-Key: b", b"Accept: */*"),
+        block(b"X-API-Key: a", b"Authorization: Bearer a", b"Accept: */*"),
+        block(b"X-API-Key: a", b"Authorization: Bearer b", b"Accept: */*"),
+        block(b"X-API-Key: b", b"Authorization: Bearer a", b"Accept: */*"),
+        block(b"Authorization: Bearer a", b"x-api-key: b", b"Accept: */*"),
+        block(b"X_API_Key: a", b"X-API-Key: b", b"Accept: */*"),
         block(b"X-A: b", b"Authorization: Bearer a"),
         block(b"Content-Length: 5"),
         block(b"Transfer-Encoding: chunked"),
@@ -114,6 +124,10 @@ def test_the_same_header_block_is_parsed_once() -> None:
     assert other.fields[b"authorization"] == b"Bearer bb" and token.fields[b"authorization"] == b"Bearer a"
     assert other.headers[1] == (b"Authorization", b"authorization", b"Bearer bb")
     assert other.forwarded is token.forwarded
+    key = reader.read(b"GET /a HTTP/1.1\r\n" + block(b"X-API-Key: a"), "192.0.2.7", True)
+    other = reader.read(b"GET /b HTTP/1.1\r\n" + block(b"X-API-Key: bb"), "192.0.2.7", True)
+    assert (key.fields[b"x-api-key"], other.fields[b"x-api-key"]) == (b"a", b"bb")
+    assert other.headers[1] == (b"X-API-Key", b"x-api-key", b"bb") and other.forwarded is key.forwarded
     assert reader.read(b"HEAD /b HTTP/1.1\r\n" + block(), "192.0.2.7", True).headers is not first.headers
 
 
