@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import HostnameEndpoint, connectProtocol, wrapClientTLS
 from twisted.internet.ssl import Certificate, PrivateCertificate, optionsForClientTLS, trustRootFromCertificates
+from twisted.logger import Logger
 
 from apigw.adapters.redis_link import opening_of, pack
 from apigw.config.model import RedisSection
@@ -24,6 +25,8 @@ CONNECT_TIMEOUT_S: Final = 0.5  # one server; a Redis that takes longer is of no
 _MAX_NAMES: Final = 256  # whose TLS options are kept; making them reads all that is trusted
 
 Renew = Callable[[str], None]
+
+log = Logger()
 
 
 def _read(file: Path) -> list[Certificate]:
@@ -81,6 +84,8 @@ class RedisAccess:
             self.sentinel_opening = (pack("AUTH", *user, section.sentinel_password),)
         self._reactor = reactor
         self._connector = connector
+        self._section = section
+        self._tls_files = _state_of(section)
         self._tls_terms = tls_terms(section)
         self._tls_options: dict[str, Any] = {}
 
@@ -98,9 +103,32 @@ class RedisAccess:
         return connected
 
     def _options(self, host: str) -> Any:
+        """Of the files as they are now: certificates are renewed while the process lives."""
+        state = _state_of(self._section)
+        if state != self._tls_files:
+            self._tls_files = state
+            try:
+                self._tls_terms = tls_terms(self._section)
+                self._tls_options.clear()
+            except Exception as error:  # any defect of a file that somebody is writing
+                log.warn("the TLS files of redis cannot be used, the old ones serve: {error}", error=error)
         options = self._tls_options.get(host)
         if options is None:
             if len(self._tls_options) >= _MAX_NAMES:
                 self._tls_options.clear()
             options = self._tls_options[host] = optionsForClientTLS(host, **self._tls_terms)
         return options
+
+
+def _state_of(section: RedisSection) -> tuple[object, ...]:
+    """Changes when one of the files does."""
+    files = (section.ca_file, section.cert_file, section.key_file)
+    return tuple(_stat(file) for file in files if file is not None)
+
+
+def _stat(file: Path) -> object:
+    try:
+        found = file.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size

@@ -9,8 +9,11 @@ from twisted.internet import reactor
 
 from apigw.adapters.redis_connect import RedisAccess
 from apigw.adapters.redis_counters import RedisCounters
+from apigw.adapters.redis_errand import errand
+from apigw.adapters.redis_link import pack
 from apigw.config.model import RedisSection
 from apigw.core.window import Counted, Demand
+from apigw.errors import StoreDown
 from apigw.net.connect import Connector
 from apigw.net.deadlines import Deadlines
 from tests.certificates import self_signed
@@ -93,3 +96,32 @@ async def test_a_redis_that_wants_a_certificate_is_shown_ours(tmp_path: Path) ->
             assert not refused.up
             refused.stopService()
         await turns(loop, 0.02)
+
+
+@pytest_twisted.ensureDeferred
+async def test_renewed_certificates_are_read_without_a_restart(tmp_path: Path) -> None:
+    """At the next connection; files that are no use meanwhile leave what was read before."""
+    self_signed(tmp_path)
+    ca_file = tmp_path / "ca.pem"
+    ca_file.write_bytes((tmp_path / "cert.pem").read_bytes())
+    access = access_to("rediss://127.0.0.1", ca_file=ca_file)
+
+    async def connects(port: int) -> bool:
+        said = errand(access.to(("127.0.0.1", port)), loop, [pack("PING")], 2.0)
+        try:
+            return await said == [b"PONG"]
+        except StoreDown as down:
+            assert "certificate verify failed" in str(down)
+            return False
+
+    with redis_server(tls=tmp_path) as server:
+        assert await connects(server.port)
+        server.kill()
+        self_signed(tmp_path)
+        server.start()
+        assert not await connects(server.port), "another authority"
+        ca_file.write_text("half of")
+        assert not await connects(server.port)
+        ca_file.write_bytes((tmp_path / "cert.pem").read_bytes())
+        assert await connects(server.port)
+    await turns(loop, 0.02)

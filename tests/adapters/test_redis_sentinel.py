@@ -259,6 +259,20 @@ async def test_passwords_of_redis_and_of_the_sentinels() -> None:
 
 
 @pytest_twisted.ensureDeferred
+async def test_a_user_of_the_sentinels_with_the_documented_rights_is_enough() -> None:
+    """Heard and asked; the default user has none."""
+    text = (Path(__file__).parents[2] / "docs" / "rate-limiting.rst").read_text()
+    rules = text.partition("A user of the\nsentinels: ``")[2].partition("``")[0].split()
+    async with set_of() as servers:
+        for sentinel in servers.sentinels:
+            sentinel.command("ACL", "SETUSER", "gw", "on", ">pw", *rules)
+        async with running(servers.url, sentinel_user="gw", sentinel_password="pw") as run:
+            await until(lambda: run.counters.up and run.store.listening, loop)
+            new = await deferToThread(servers.fail_over)
+            assert await run.counts_on(new, BACK_S + SLACK_S) < BACK_S + SLACK_S
+
+
+@pytest_twisted.ensureDeferred
 async def test_over_tls_sentinels_and_master_are_verified(tmp_path: Path) -> None:
     """With a password too; whoever does not trust the authority learns nothing and counts nothing."""
     self_signed(tmp_path)

@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 
 from apigw.core.cluster_slots import slot_of
+from apigw.names import REVOKED_TOKENS
 from tests.certificates import self_signed
 from tests.e2e.conftest import Launch
 from tests.e2e.gateway import Gateway
 from tests.e2e.identity import bearer
 from tests.e2e.load import Load, median
+from tests.e2e.test_apigwctl import ctl
 from tests.e2e.test_rate_limits import on_redis
 from tests.redis_cluster import ClusterSet, cluster_set
 from tests.redis_sentinel import SentinelSet, sentinel_set, wait_for
@@ -150,6 +152,41 @@ def test_slots_of_a_cluster_move_under_load(launch: Launch, cluster: ClusterSet)
     unsure = gateway.metric("rate_limit_decisions_total", decision="fail_open")
     assert unsure <= len(load.outcomes) / 50
     assert len(load.outcomes) - unsure <= counted <= len(load.outcomes)
+
+
+def revoked_everywhere(gateways: list[Gateway], jti: str) -> None:
+    """By hand, through the URL that the gateways have; refused on all of them at once."""
+    token = bearer("ann", jti=jti)
+    for gateway in gateways:
+        gateway.until(lambda gateway=gateway: gateway.metric("shared_store_listening") == 1)
+        assert gateway.ask("GET", "/api/x", token).status == 200
+    ctl(gateways[0], "tokens", "revoke", "-", stdin=token[1].removeprefix("Bearer "))
+    for gateway in gateways:
+        gateway.until(lambda gateway=gateway: gateway.ask("GET", "/api/x", token).status == 401, 1.5)
+
+
+def test_revocations_travel_through_a_cluster_before_and_after_a_failover(launch: Launch, cluster: ClusterSet) -> None:
+    """Whichever nodes the gateways listen to."""
+    gateways = [launched(launch, cluster.url) for _ in range(3)]
+    revoked_everywhere(gateways, "before")
+    slot = slot_of(REVOKED_TOKENS)
+    old = cluster.master_of(slot)
+    old.kill()
+    replica = cluster.replicas[cluster.masters.index(old)]
+    wait_for(lambda: replica.command("ROLE")[0] == b"master", 30)
+    for gateway in gateways:
+        gateway.until(lambda gateway=gateway: gateway.metric("shared_store_up") == 1)
+        assert gateway.ask("GET", "/api/x", bearer("ann", jti="before")).status == 401
+    revoked_everywhere(gateways, "after")
+
+
+def test_revocations_travel_through_the_master_that_sentinels_name(launch: Launch, sentinels: SentinelSet) -> None:
+    gateways = [launched(launch, sentinels.url, sentinel_password=sentinels.sentinel_password) for _ in range(2)]
+    revoked_everywhere(gateways, "before")
+    new = sentinels.fail_over()
+    for gateway in gateways:
+        gateway.until(lambda gateway=gateway: gateway.status()["redis"]["master"] == f"127.0.0.1:{new.port}")
+    revoked_everywhere(gateways, "after")
 
 
 def test_over_tls_to_a_cluster_with_a_password(launch: Launch, tmp_path: Path) -> None:
