@@ -137,8 +137,13 @@ class RevocationList(Poller):
         began_s = self.clock.seconds()
         await self._prune()
         try:
-            if self._due(began_s) or (await self._differences() != self._differ and self._affordable(began_s)):
-                await self._load(began_s)
+            there = await self._counted()
+            if self._due(began_s):
+                await self._load(began_s, there)
+            elif self._difference(there) != self._differ:
+                if not self._affordable(began_s):
+                    return
+                await self._load(began_s, there)
         except StoreDown as down:
             if not self.complete and not self.consecutive_failures:
                 log.warn("what was revoked is not known: only {count} entries of the last run are in force",
@@ -152,15 +157,20 @@ class RevocationList(Poller):
     def _affordable(self, now_s: float) -> bool:
         return now_s - self._loaded_s >= _LOAD_SHARE * self._load_took_s
 
-    async def _differences(self) -> tuple[int, int]:
-        """How many more tokens and users Redis has. See Note [Comparing]."""
+    async def _counted(self) -> tuple[int, int]:
+        """How many tokens and users Redis has that count after the last pruning."""
         since = f"({self.known.pruned_s:.0f}"
         tokens = await self._store.command(REVOKED_TOKENS, "ZCOUNT", REVOKED_TOKENS, since, "+inf")
         users = await self._store.command(REVOKED_USERS, "ZCOUNT", REVOKED_USERS, since, "+inf")
-        counts = self.known.counts()
-        return tokens - counts["token"], users - counts["user"]
+        return tokens, users
 
-    async def _load(self, began_s: float) -> None:
+    def _difference(self, there: tuple[int, int]) -> tuple[int, int]:
+        """See Note [Comparing]."""
+        here = self.known.counts()
+        return there[0] - here["token"], there[1] - here["user"]
+
+    async def _load(self, began_s: float, there: tuple[int, int]) -> None:
+        """`there`: what was counted before. What comes during the load makes a difference, lest it be missed."""
         wanted = self._wanted
         self.known.left_out = 0
         unreadable = 0
@@ -170,7 +180,7 @@ class RevocationList(Poller):
                 reply = await self._store.command(key, "ZSCAN", key, cursor, "COUNT", PAGE)
                 cursor = reply[0] if reply[0] != b"0" else None
                 unreadable += await self._take(key, reply[1])
-        self._differ = await self._differences()
+        self._differ = self._difference(there)
         now_s = self.clock.seconds()
         self._wanted_then, self._loaded_s, self._load_took_s = wanted, now_s, now_s - began_s
         self._loaded(unreadable)
@@ -203,12 +213,14 @@ class RevocationList(Poller):
             self._first.callback(None)
 
     async def _prune(self) -> None:
-        before = len(self.known)
+        entries, pruned_s = len(self.known), self.known.pruned_s
         over_s = self._wall() - SPARE_S
         while not self.known.prune(over_s, 2 * PAGE):
             await self._next_turn()
-        if len(self.known) != before:
+        if len(self.known) != entries:
             self.changes += 1
+        if self.known.pruned_s < pruned_s:  # the clock was put back: what left too early is wanted again
+            self._wanted += 1
 
     def _next_turn(self) -> "Deferred[Any]":
         waited: Deferred[None] = Deferred()

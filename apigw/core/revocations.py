@@ -40,7 +40,7 @@ class Revocations:
     """What is revoked, as far as this worker knows. `any` is the price of a request that meets an empty list.
 
     most: how many entries there may be; what does not fit is not in force, and counted in `left_out`.
-    pruned_s: what ended up to then is not here, and will not be taken; set by prune().
+    pruned_s: what ended up to then is not here, and will not be taken; set by prune(), by the time that it is told.
     """
 
     def __init__(self, most: int = MAX_REVOCATIONS) -> None:
@@ -130,7 +130,7 @@ class Revocations:
                     return False
                 del leaving[due]
         self.any = bool(self._tokens or self._users)
-        self.pruned_s = max(self.pruned_s, minute * _MINUTE_S)
+        self.pruned_s = minute * _MINUTE_S  # also when a clock that was ahead was put back: what it cost may come again
         return True
 
     def _forget_token(self, jti: str, due: int) -> None:

@@ -275,6 +275,7 @@ class Store:
         self.tokens: dict[bytes, float] = {}
         self.asked: list[str] = []
         self.held: Deferred[Any] | None = None
+        self.at_users: Any = lambda: None  # called when the tokens were read
 
     def command(self, key: str, *words: Any) -> "Deferred[Any]":
         self.asked.append(words[0])
@@ -282,7 +283,9 @@ class Store:
         if words[0] == "ZSCAN":
             flat = [part for entry in self.tokens.items() for part in (entry[0], repr(entry[1]).encode())]
             answer = [b"0", flat if key == REVOKED_TOKENS else []]
-        if self.held is None:
+            if key == REVOKED_USERS:
+                self.at_users()
+        if self.held is None or words[0] != "ZSCAN":
             return succeed(answer)
         waited: Deferred[Any] = Deferred()
         self.held.chainDeferred(waited)
@@ -335,6 +338,31 @@ def test_a_subscription_that_begins_during_a_load_is_followed_by_another_load() 
     assert timed.list.loads == 2
 
 
+def test_what_comes_during_a_load_and_is_not_told_is_found_by_the_next_comparison() -> None:
+    """It came after its page was read and before the end, so that no count of the end may be believed."""
+    timed = Timed()
+    timed.store.tokens[b"a"] = LATER_S
+    timed.store.at_users = lambda: timed.store.tokens.update({b"b": LATER_S})
+    timed.advance(1)
+    assert timed.list.loads == 1 and timed.list.known.refuses("a", None, None)
+    assert not timed.list.known.refuses("b", None, None)
+    timed.advance(2.5)
+    assert timed.list.loads == 2 and timed.list.known.refuses("b", None, None)
+    timed.advance(5)
+    assert timed.list.loads == 2
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_clock_that_was_ahead_for_a_while_costs_no_revocation(redis: RedisServer, gateways: Gateways) -> None:
+    """While it is ahead every token is over, and so are the entries; when it is put back they are loaded again."""
+    write(redis, RevokedToken("a", LATER_S))
+    gateway = await gateways.make(redis).loaded()
+    gateway.now_s = NOW_S + 86_400
+    assert await gateway.list.poll_now() and not gateway.known.any
+    gateway.now_s = NOW_S
+    assert await gateway.list.poll_now() and gateway.refuses("a")
+
+
 def test_a_load_that_takes_long_is_repeated_seldom_for_a_difference() -> None:
     """A list of a million takes seconds; a lost message may then count later, other work does not."""
     timed = Timed()
@@ -347,6 +375,7 @@ def test_a_load_that_takes_long_is_repeated_seldom_for_a_difference() -> None:
     timed.store.tokens[b"a"] = LATER_S
     timed.advance(10)
     assert timed.list.loads == 1 and not timed.list.known.any
+    assert timed.list.age_s() > 8, "that it is not complete is no secret"
     timed.advance(10)
     assert timed.list.loads == 2 and timed.list.known.any
 
