@@ -19,6 +19,7 @@ from typing import Any, Final
 from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from apigw.adapters.redis_cluster_map import ClusterMap, Ranges
@@ -31,7 +32,8 @@ from apigw.config.model import RedisSection
 from apigw.core.cluster_slots import SLOTS, Place, read_redirection, slot_of, tag_within
 from apigw.core.window import Counted, Demand, window_start
 from apigw.errors import CounterStoreDown
-from apigw.net.poller import log
+
+log = Logger()
 
 ASKING: Final = pack("ASKING")
 _LEAVE_S: Final = 1.0  # a node that is named no more, for what it was asked before
@@ -41,7 +43,7 @@ _ROLE: Final = pack("ROLE")  # the probe of a node that has no slot yet: a list,
 
 
 class ClusterCounters(MultiService):
-    """A CounterStore over a cluster. node(...): a RedisCounters at a place; see RedisDeployment.
+    """A CounterStore over the cluster that `cluster` is the map of. The other arguments are those of its RedisCounters.
 
     up: whether every slot can be counted in. last_error, reconnects: of all nodes.
     """

@@ -1,4 +1,4 @@
-"""Four gateways on one Redis, against an exact log of what they let through."""
+"""Four gateways on one Redis, and on a cluster, against an exact log of what they let through."""
 
 import threading
 import time
@@ -14,6 +14,7 @@ from tests.e2e.client import Closed
 from tests.e2e.conftest import Launch
 from tests.e2e.gateway import Gateway, protected
 from tests.e2e.identity import bearer
+from tests.redis_cluster import ClusterSet, cluster_set
 from tests.servers import RedisServer, redis_server
 
 WINDOW_S, LIMIT, EXCESS, LASTS_S, GATEWAYS = 1, 100, 2.0, 4.2, 4
@@ -27,13 +28,13 @@ SHAPES: dict[str, Callable[[Random], float]] = {  # gaps in seconds
 OVER_SHARE = {"steady": 0.05, "random": 0.20, "bursts": 1.0}
 
 
-@pytest.fixture
-def redis() -> Iterator[RedisServer]:
-    with redis_server() as server:
+@pytest.fixture(params=[redis_server, cluster_set])
+def redis(request: pytest.FixtureRequest) -> Iterator[RedisServer | ClusterSet]:
+    with request.param() as server:
         yield server
 
 
-def _settings(redis: RedisServer) -> Callable[[Gateway], None]:
+def _settings(redis: RedisServer | ClusterSet) -> Callable[[Gateway], None]:
     def change(gateway: Gateway) -> None:
         gateway.settings["redis"] = {"url": redis.url, "timeout_ms": 200}
         gateway.settings["rate_limits"] = {
@@ -74,7 +75,7 @@ def _entries(gateways: list[Gateway]) -> dict[str, list[tuple[float, int]]]:
     return {shape: sorted(entries) for shape, entries in found.items()}
 
 
-def test_four_gateways_hold_one_limit_against_an_exact_log(launch: Launch, redis: RedisServer) -> None:
+def test_four_gateways_hold_one_limit_against_an_exact_log(launch: Launch, redis: RedisServer | ClusterSet) -> None:
     """No window of the limit has more than 5% over it, and all together what one exact counter would let through."""
     gateways = [launch(_settings(redis)) for _ in range(GATEWAYS)]
     for gateway in gateways:
