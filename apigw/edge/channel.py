@@ -112,7 +112,7 @@ class Channel:
         self.closing = True
         self._deadline(0, None)
         if self._idle is not None:
-            self._idle.pop(self._idle_over, None)
+            self._idle.pop(self.idle_over, None)
             self._idle = None
         if self._writing is not None:
             self._writing.stop()
@@ -142,13 +142,15 @@ class Channel:
         self._timeout = None
         self.close()
 
-    def _idle_over(self) -> None:
-        """See Note [One deadline for many pauses]."""
+    def idle_over(self) -> None:
+        """See Note [One deadline for many pauses]. Also when the keep-alive time becomes another."""
+        if self._idle is not None:
+            self._idle.pop(self.idle_over, None)
         self._idle = None
         if self._request is None and self._timeout is None and not self._pace.reasons and not self.closing:
             left_s = self._idle_since_s + self.site.keepalive_s() - self.site.clock.seconds()
             if left_s > 0:
-                self._idle = self.site.deadlines.add(left_s, self._idle_over)
+                self._idle = self.site.deadlines.add(left_s, self.idle_over)
             else:
                 self.close()
 
@@ -218,7 +220,7 @@ class Channel:
         if self._request is None and self._timeout is None and not pace.reasons:
             self._idle_since_s = self.site.clock.seconds()
             if self._idle is None:
-                self._idle = self.site.deadlines.add(self.site.keepalive_s(), self._idle_over)
+                self._idle = self.site.deadlines.add(self.site.keepalive_s(), self.idle_over)
         pace.settle()
 
     def _parse_one(self) -> bool:

@@ -47,13 +47,18 @@ class Site:
         self.channels: set[Channel] = set()
         self._per_ip: dict[str, int] = {}
         self._drained: Deferred[None] | None = None
+        self.limits: Limits = generation.snapshot.config.limits
         self.swap(generation)
 
     def swap(self, generation: Generation) -> None:
         """Requests that begin from now on use this one."""
+        before_s = self.limits.keepalive_timeout_s
         self.generation = generation
-        self.limits: Limits = generation.snapshot.config.limits
+        self.limits = generation.snapshot.config.limits
         self._trusted = generation.snapshot.trusted_proxies
+        if self.limits.keepalive_timeout_s != before_s:
+            for channel in list(self.channels):
+                channel.idle_over()
 
     # -- requests
 

@@ -53,6 +53,26 @@ def test_a_request_keeps_the_configuration_that_it_began_with() -> None:
     client.settled()
 
 
+def test_a_shorter_keepalive_counts_for_the_connections_that_are_open() -> None:
+    """For an idle one from its last answer on, for a busy one from its next."""
+    idle = Conversation()
+    idle.send(get("/now"))
+    busy = Conversation(site=idle.site, leaf=idle.leaf)
+    busy.send(get("/held"))
+    idle.advance(1)
+    idle.site.swap(Generation(evolve(LIMITS, keepalive_timeout_s=5.0), idle.leaf))
+    idle.site.swap(Generation(evolve(LIMITS, keepalive_timeout_s=5.0, body_timeout_s=9.0), idle.leaf))
+    idle.advance(3.8)
+    assert not idle.ended
+    busy.request.answer(200, (), b"")
+    idle.advance(0.4)
+    assert idle.ended == "closed" and not busy.ended
+    idle.advance(4.9)
+    assert busy.ended == "closed"
+    idle.wire.lost()
+    busy.settled()
+
+
 def test_a_drain_without_connections_is_over_at_once_and_admits_nobody() -> None:
     client = Conversation()
     client.wire.leave()
