@@ -1,6 +1,7 @@
 """The script that counts a request in Redis: its text, its calls, and what its answers mean."""
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from hashlib import sha1
 from typing import Any, Final, Protocol
 
@@ -39,8 +40,9 @@ _ONE_KEY_WORDS: Final = ("WRONGTYPE", "not an integer", "would overflow")  # say
 _CLUSTER_WORDS: Final = ("MOVED ", "ASK ", "TRYAGAIN", "CLUSTERDOWN Hash slot")
 # The password changed, or this is no longer the master and its name leads elsewhere by now.
 _NEW_CONNECTION_WORDS: Final = ("NOAUTH", "WRONGPASS", "NOPERM", "READONLY", "MASTERDOWN")
-_CALLS_KEPT: Final = 4096  # 0.6 KiB each
-_calls: dict[Demand, tuple[int, bytes, bytes]] = {}  # (begin of the window, the call up to the share, the rest of it)
+_CALLS_KEPT: Final = 4096  # 0.8 KiB each
+# (begin of the window; the call of this counter alone up to its share; its keys; its limit; what follows the share)
+_calls: dict[Demand, tuple[int, bytes, bytes, bytes, bytes]] = {}
 
 
 def probe_of(tag: str) -> bytes:
@@ -56,33 +58,43 @@ def packed(demands: Sequence[Demand], now_s: float) -> bytes:
 
     Within a window the calls of one counter differ in the previous window's share alone.
     """
-    if len(demands) == 1:
-        demand = demands[0]
+    words: list[bytes] = []
+    rules: list[bytes] = []
+    for demand in demands:
         window_s = demand.window_s
         start_s = int(now_s // window_s) * window_s
-        call = _calls.get(demand)
-        if call is None or call[0] != start_s:
-            call = _kept(demand, start_s)
+        kept = _calls.get(demand)
+        if kept is None or kept[0] != start_s:
+            kept = _kept(demand, start_s)
         share = _SHARE % (1.0 - (now_s - start_s) / window_s)
-        return b"%b$%d\r\n%b%b" % (call[1], len(share), share, call[2])
-    keys: list[str] = []
-    rules: list[bytes | int] = []
-    for _, key, limit, window_s in demands:
-        start_s = int(now_s // window_s) * window_s
-        keys += (f"{key}:{start_s}", f"{key}:{start_s - window_s}")
-        rules += (limit, _SHARE % (1.0 - (now_s - start_s) / window_s), 2 * window_s)
-    return pack(b"EVALSHA", SHA, len(keys), *keys, *rules)
+        if len(demands) == 1:
+            return b"%b$%d\r\n%b%b" % (kept[1], len(share), share, kept[4])
+        words.append(kept[2])
+        rules.append(b"%b$%d\r\n%b%b" % (kept[3], len(share), share, kept[4]))
+    return b"".join((_begin(len(demands)), *words, *rules))
 
 
-def _kept(demand: Demand, start_s: int) -> tuple[int, bytes, bytes]:
-    """The call of a counter in the window that began at `start_s`, in two parts; remembered."""
+def _kept(demand: Demand, start_s: int) -> tuple[int, bytes, bytes, bytes, bytes]:
+    """A counter's words in the window that began at `start_s`; remembered. See _calls."""
     _, key, limit, window_s = demand
-    words = (b"EVALSHA", SHA, 2, f"{key}:{start_s}", f"{key}:{start_s - window_s}", limit, b"", 2 * window_s)
-    before, _, behind = pack(*words).rpartition(b"$0\r\n")
+    keys = _word(f"{key}:{start_s}") + _word(f"{key}:{start_s - window_s}")
+    limit_word = _word(limit)
     if len(_calls) >= _CALLS_KEPT:
         _calls.clear()
-    call = _calls[demand] = (start_s, before, behind)
-    return call
+    kept = (start_s, _begin(1) + keys + limit_word, keys, limit_word, b"\r\n" + _word(2 * window_s))
+    _calls[demand] = kept
+    return kept
+
+
+def _word(word: str | int) -> bytes:
+    """A word as it stands inside a packed command."""
+    return pack(word).partition(b"\r\n")[2]
+
+
+@cache
+def _begin(counters: int) -> bytes:
+    """How the call for so many counters begins: up to its keys."""
+    return b"*%d\r\n%b" % (3 + 5 * counters, pack(b"EVALSHA", SHA, 2 * counters).partition(b"\r\n")[2])
 
 
 class Question:

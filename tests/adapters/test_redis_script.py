@@ -59,13 +59,19 @@ def test_redis_decides_as_memory_does(redis: RedisServer, steps: Any, limit: int
 def test_a_call_that_is_remembered_is_what_it_would_be_made_anew(
     times_s: list[float], limit: int, window_s: int, name: str
 ) -> None:
-    """In whatever order its windows come."""
-    asked = demand(name, limit, window_s)
+    """In whatever order its windows come, alone and together with others."""
+    asked = (demand(name, limit, window_s), demand(name + "x", 7, 60), demand("y", limit, 3600))
     for now_s in times_s:
-        start_s = int(now_s // window_s) * window_s
-        keys = (f"{asked.key}:{start_s}", f"{asked.key}:{start_s - window_s}")
-        share = b"%.17g" % (1.0 - (now_s - start_s) / window_s)
-        assert packed([asked], now_s) == pack(b"EVALSHA", SHA, 2, *keys, limit, share, 2 * window_s)
+        for counters in (1, 2, 3):
+            keys: list[str] = []
+            rules: list[int | bytes] = []
+            for one in asked[:counters]:
+                start_s = int(now_s // one.window_s) * one.window_s
+                keys += (f"{one.key}:{start_s}", f"{one.key}:{start_s - one.window_s}")
+                share = b"%.17g" % (1.0 - (now_s - start_s) / one.window_s)
+                rules += (one.limit, share, 2 * one.window_s)
+            anew = pack(b"EVALSHA", SHA, 2 * counters, *keys, *rules)
+            assert packed(asked[:counters], now_s) == anew
 
 
 def test_calls_of_counters_without_end_are_not_all_remembered() -> None:
