@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Callable
 
-from twisted.application.service import MultiService
+from twisted.application.service import MultiService, Service
 from twisted.internet.defer import Deferred, TimeoutError
 from twisted.internet.error import CannotListenError, ReactorNotRunning
 from twisted.logger import Logger
@@ -36,6 +36,7 @@ from apigw.adapters.revocation_file import RevocationFile
 from apigw.adapters.revocation_list import RevocationList
 from apigw.adapters.saved_instances import SavedInstances
 from apigw.adapters.shadow_log import ShadowLog
+from apigw.adapters.share_settlement import ShareSettlement
 from apigw.config import files
 from apigw.config.model import Config
 from apigw.config.redact import redacted
@@ -141,13 +142,16 @@ class Worker(MultiService):
         watch_access_log(self.metrics, self.access_log.sinks, lambda: self.access_log.sampled_out)
         watch(self)
 
-    def _among_gateways(self, config: Config) -> tuple[SharedCircuits | None, SharedRates | None]:
-        """What this worker does about backends together with the others; nothing without Redis."""
-        if self.store is None:
-            return None, None
-        with_whom = self._reactor, self.store, self.circuits, self._wall
-        me = f"{config.gateway.instance_name}/{secrets.token_hex(4)}"  # workers of one host share the first part
-        return SharedCircuits(*with_whom, me), SharedRates(*with_whom, me)
+    def _among_gateways(self, config: Config) -> list[Service]:
+        """What this worker does together with the others; nothing without Redis."""
+        found: list[Service] = []
+        if self.redis is not None:
+            found.append(ShareSettlement(self._reactor, self._parts.shares, self.redis, self._wall))
+        if self.store is not None:
+            with_whom = self._reactor, self.store, self.circuits, self._wall
+            me = f"{config.gateway.instance_name}/{secrets.token_hex(4)}"  # workers of one host share the first part
+            found += SharedCircuits(*with_whom, me), SharedRates(*with_whom, me)
+        return found
 
     def _admin(self, config: Config) -> AdminService:
         pages = make_admin_site(

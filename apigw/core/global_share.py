@@ -1,10 +1,11 @@
 """The global tier between two questions to the store: a worker counts a little of it by itself. Pure.
 
     state     event                                      then
-    exact     asked with a request, below 90% of limit   holding: 0.25% of the limit, for a second of the same window
+    exact     asked with a request, below 90% of limit   holding: 0.25% of the limit, for a moment of the same window
     exact     asked with a request, 90% or more          exact
     holding   a request                                  holding: one less, nobody is asked
-    holding   none left, a second or the window over     exact: the next question takes along what was spent
+    holding   none left, its time or the window over     exact: the next question takes along what was spent,
+                                                         or overdue() does where no request comes
 
 Note [Global share]
   Everybody's counter is the one that each request would ask. Far from its limit the answer is known, so it is asked
@@ -22,13 +23,14 @@ from apigw.core.window import Demand, judge
 _SHARE: Final = 400  # one in so many of the limit
 _LEAST: Final = 10  # a smaller share is not worth its trouble
 _FAR: Final = 0.9  # of the limit; from there on every request is asked for
-_LASTS_S: Final = 1.0
+_LASTS_S: Final = 0.75  # adapters/share_settlement.py looks each 0.2 s: settled at most a second later
 
 
 class _Share:
-    __slots__ = ("left", "spent", "until_s", "remaining", "start_s")
+    __slots__ = ("demand", "left", "spent", "until_s", "remaining", "start_s")
 
-    def __init__(self, left: int, until_s: float, remaining: int, start_s: int) -> None:
+    def __init__(self, demand: Demand, left: int, until_s: float, remaining: int, start_s: int) -> None:
+        self.demand = demand
         self.left = left
         self.spent = 0
         self.until_s = until_s
@@ -75,4 +77,11 @@ class GlobalShares:
             return
         start_s = int(now_s // demand.window_s) * demand.window_s
         remaining = judge(demand, previous, current, now_s).remaining
-        self._by_key[demand.key] = _Share(left, min(now_s + _LASTS_S, start_s + demand.window_s), remaining, start_s)
+        until_s = min(now_s + _LASTS_S, start_s + demand.window_s)
+        self._by_key[demand.key] = _Share(demand, left, until_s, remaining, start_s)
+
+    def overdue(self, now_s: float) -> list[tuple[Demand, int, int]]:
+        """settle() of the shares whose time is over and that no request has ended: (demand, requests, their window)."""
+        over = [share.demand for share in self._by_key.values() if not 0.0 <= share.until_s - now_s <= _LASTS_S]
+        settled = [(demand, *self.settle(demand, now_s)) for demand in over]
+        return [one for one in settled if one[1]]

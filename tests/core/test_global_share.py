@@ -49,9 +49,9 @@ def test_a_small_limit_is_always_exact() -> None:
     assert holding(current=0, demand=small).spend(small, NOW_S) is None
 
 
-def test_a_share_ends_after_a_second_with_its_window_and_when_the_clock_steps_back() -> None:
-    assert holding().spend(ALL, NOW_S + 1.0) is not None
-    assert holding().spend(ALL, NOW_S + 1.1) is None
+def test_a_share_ends_after_a_moment_with_its_window_and_when_the_clock_steps_back() -> None:
+    assert holding().spend(ALL, NOW_S + 0.75) is not None
+    assert holding().spend(ALL, NOW_S + 0.8) is None
     assert holding(now_s=START_S + 59.9).spend(ALL, START_S + 60.01) is None
     assert holding().spend(ALL, NOW_S - 3600) is None
 
@@ -72,6 +72,17 @@ def test_a_request_that_another_tier_refused_is_given_back() -> None:
     assert shares.settle(ALL, NOW_S) == (1, START_S)
     shares.take_back(ALL)
     assert shares.settle(ALL, NOW_S) == (0, 0)
+
+
+def test_what_is_overdue_is_settled_once_and_what_is_held_is_not() -> None:
+    """Also when the clock was set back; a share of which nothing was spent ends without a word."""
+    for later_s in (0.8, 61.0, -3600.0):
+        shares = holding()
+        shares.spend(ALL, NOW_S)
+        assert shares.overdue(NOW_S + 0.7) == []
+        assert shares.overdue(NOW_S + later_s) == [(ALL, 1, START_S)]
+        assert shares.overdue(NOW_S + later_s) == [] and shares.spend(ALL, NOW_S) is None
+    assert holding().overdue(NOW_S + 5.0) == []
 
 
 def test_answers_that_come_while_a_share_is_held_forget_nothing() -> None:
