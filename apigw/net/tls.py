@@ -94,12 +94,14 @@ class TLSTransport(TCPTransport):
             return False
         self._incoming.write(data)
         self._fruitless += 1
+        plaintext = b""
         try:
             plaintext = self._ssl.read(_RECORD_BYTES)
+            self._eof = not plaintext  # the peer's close_notify, as OpenSSL has it in Python
         except ssl.SSLWantReadError:
-            plaintext = b""
+            pass
         except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
-            plaintext, self._eof = b"", True
+            self._eof = True
         if plaintext:
             self._fruitless = 0
             self.protocol.dataReceived(plaintext)

@@ -473,9 +473,17 @@ async def test_lose_connection_with_ciphertext_held_delivers_none_of_it(
 
 
 @run
-async def test_the_peers_close_notify_is_a_clean_end(net: Any, server_context: ssl.SSLContext) -> None:
-    transport, protocol, peer = await connected(net, server_context)
+@pytest.mark.parametrize("together", [True, False])
+@pytest.mark.parametrize("version", VERSIONS)
+async def test_the_peers_close_notify_is_a_clean_end(
+    net: Any, server_context: ssl.SSLContext, version: ssl.TLSVersion, together: bool
+) -> None:
+    """Behind other records or as one of its own; a FIN need not follow."""
+    transport, protocol, peer = await connected(net, server_context, client_context(version))
     peer.tls.write(b"last words")
+    if not together:
+        peer.move()
+        await net.until(lambda: protocol.received)
     with pytest.raises(ssl.SSLWantReadError):
         peer.tls.unwrap()
     peer.move()
