@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import attrs
 from attrs import frozen
 
 from tests.chaos import clients
@@ -33,6 +34,7 @@ OTHERS = ("left", "right")
 MOST_CONNECTIONS = 50  # of the victim's pool: fewer than its clients have open when all of it hangs
 BREAKER = {"window_seconds": 4, "min_requests": 20, "open_seconds": 2, "recovery_seconds": 4}  # for "all instances"
 _SETTLE_S = 12.0
+_LOOKS = 5
 _EATERS = 150  # idle clients that take the descriptors which others give back
 # A check that was under way when things changed, the ticks of the poller, and processes that wait for a core.
 _DETECT_MARGIN_S, _RECOVER_MARGIN_S = 0.8, 0.5
@@ -252,13 +254,20 @@ class World:
     # -- what the gateway holds
 
     def settled(self, before: Resources | None = None) -> Resources:
-        """When it is quiet, and has given back what it took since `before`; or as it is after _SETTLE_S."""
+        """When it is quiet, and has given back what it took since `before`; or as it is after _SETTLE_S.
+
+        Without `before` the descriptors of a health check that is under way are not taken for its own.
+        """
         end_s = time.monotonic() + _SETTLE_S
         while True:
             now = self._resources()
             if not (now.busy() if before is None else now.grown(before)) or time.monotonic() > end_s:
-                return now
+                break
             time.sleep(0.2)
+        if before is None:
+            fewest = min(self._resources().own_descriptors for _ in range(_LOOKS))
+            now = attrs.evolve(now, own_descriptors=min(fewest, now.own_descriptors))
+        return now
 
     def _resources(self) -> Resources:
         pid = self._pid()
