@@ -7,6 +7,7 @@ Prints a row as soon as a cell is judged, and the reasons below the table. Exit 
 
 import argparse
 import json
+import signal
 import sys
 import tempfile
 import time
@@ -114,6 +115,8 @@ def main() -> int:
     chosen = list(cells(options.fault, options.scope))
     if not chosen:
         parser.error("no cell has such a name")
+    for number in (signal.SIGINT, signal.SIGTERM):  # end the processes too, also where a shell had SIGINT ignored
+        signal.signal(number, lambda *_: sys.exit("ended by a signal"))
     results, green = run(chosen, Plan(rounds=options.rounds))
     if options.json is not None:
         options.json.write_text(json.dumps(results, indent=1) + "\n")

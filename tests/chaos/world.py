@@ -152,8 +152,11 @@ class World:
             ),
         ]
         self.gateway.settings["routes"] = [
-            *(route(name, f"/{name}/*", name, timeout_ms=round(TIMEOUT_S * 1000)) for name in ("one", "all")),
-            *(route(name, f"/{name}/*", name) for name in OTHERS),
+            *(
+                route(name, f"/{name}/*", name, timeout_ms=round(TIMEOUT_S * 1000), circuit_breaker=True)
+                for name in ("one", "all")
+            ),
+            *(route(name, f"/{name}/*", name, circuit_breaker=True) for name in OTHERS),
         ]
 
     def _warm_up(self) -> None:
