@@ -6,7 +6,8 @@
     ok              200 and 1,000 bytes
     refused         nothing listens and what was open is reset: as after a crash
     blackholed      what is open is not read; connects get no answer to their SYN (Note [A black hole on loopback])
-    late            the same answer as ok, LATE_S after the request
+    slow            the same answer as ok, SLOW_S after the request
+    late            ... LATE_S after it
     resets          half of the body, then RST
     garbage         what is not HTTP/1.1, of several kinds in turn, and the connection ends
     half            one request of two, by chance, gets 500; health checks get 200
@@ -30,7 +31,7 @@ import socket
 import struct
 import sys
 
-LATE_S = 1.6
+SLOW_S, LATE_S = 0.4, 1.6
 DRIP_S, DRIP_BYTES = 0.1, 20
 _BACKLOG = 512
 _SPARE_DESCRIPTORS = 64  # of the lowered limit, above what is open: so few that they are gone at once
@@ -81,7 +82,7 @@ class Instance:
         self._restore()
         if mode in breaks:
             await breaks[mode]()
-        elif mode not in ("ok", "late", "resets", "garbage", "half", "drip", "closing"):
+        elif mode not in ("ok", "slow", "late", "resets", "garbage", "half", "drip", "closing"):
             raise KeyError(mode)
         self.mode = mode
 
@@ -195,8 +196,8 @@ class Instance:
     async def _answer(self, sock: socket.socket, health: bool) -> bool:
         """Whether the connection is good for another request."""
         mode, send = self.mode, self._loop.sock_sendall
-        if mode == "late":
-            await asyncio.sleep(LATE_S)
+        if mode in ("slow", "late"):
+            await asyncio.sleep(LATE_S if mode == "late" else SLOW_S)
         elif mode == "resets":
             await send(sock, _OK + _BODY[:500])
             await asyncio.sleep(0.01)

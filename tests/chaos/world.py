@@ -23,7 +23,7 @@ from attrs import frozen
 
 from tests.chaos import clients
 from tests.chaos.faults import GATEWAY_FAULT, WARM_UP, Fault
-from tests.chaos.judge import Limits, Record, Resources, Sample
+from tests.chaos.judge import Limits, Record, Resources, Sample, good
 from tests.e2e import surge
 from tests.e2e.gateway import Gateway, backend, route
 
@@ -35,6 +35,7 @@ MOST_CONNECTIONS = 50  # of the victim's pool: fewer than its clients have open 
 BREAKER = {"window_seconds": 4, "min_requests": 20, "open_seconds": 2, "recovery_seconds": 4}  # for "all instances"
 _SETTLE_S = 12.0
 _LOOKS = 5
+_WARM_UP_S, _WARM_UP_RATE = 2.0, 100.0  # of answers that take 0.4 s: nearly MOST_CONNECTIONS at once
 _EATERS = 150  # idle clients that take the descriptors which others give back
 # A check that was under way when things changed, the ticks of the poller, and processes that wait for a core.
 _DETECT_MARGIN_S, _RECOVER_MARGIN_S = 0.8, 0.5
@@ -162,9 +163,9 @@ class World:
     def _warm_up(self) -> None:
         """As many requests at once as there will ever be: what that takes the first time is no growth."""
         for victim in ("one", "all"):
-            with self._load(victim, 2 * TIMEOUT_S) as (_, _, watching):
-                self._break(WARM_UP, True, time.monotonic() + 2 * TIMEOUT_S)
-                clients.seen(watching, 20)
+            with self._load(victim, _WARM_UP_S, _WARM_UP_RATE) as (_, _, watching):
+                self._break(WARM_UP, True, time.monotonic() + _WARM_UP_S)
+                assert all(map(good, clients.seen(watching, 20))), "the warm-up failed"
         self._doubled_posts()  # and forget them: each load has the same numbers
         self.base = self.settled()
 
@@ -176,7 +177,7 @@ class World:
         recover_s = limits(all_instances).recover_s
         seconds = plan.warm_s + plan.rounds * (plan.quiet_s + plan.fault_s + recover_s) + plan.quiet_s
         before = self.settled()
-        with self._load(victim, seconds) as (others, control, watching):
+        with self._load(victim, seconds, plan.victim_rate) as (others, control, watching):
             now_s = time.monotonic() + plan.warm_s
             quiet, faulty = [], []
             for _ in range(plan.rounds):
@@ -206,13 +207,13 @@ class World:
         )
 
     @contextmanager
-    def _load(self, victim: str, seconds: float) -> "Iterator[tuple[dict[str, Process], Process, Process]]":
+    def _load(self, victim: str, seconds: float, victim_rate: float) -> Iterator["tuple[Others, Process, Process]"]:
         """All the clients, ended at the latest when the block ends."""
         rate, port = self.plan.other_rate, self.gateway.http
         plan = {"rate": rate, "connections": 10, "seconds": seconds}
         others = {name: surge.clients(port=port, target=f"/{name}/x", **plan) for name in OTHERS}
         control = surge.clients(port=self._control_port, target="/x", **plan)
-        watching = clients.start(port=port, target=f"/{victim}/x", rate=self.plan.victim_rate, seconds=seconds)
+        watching = clients.start(port=port, target=f"/{victim}/x", rate=victim_rate, seconds=seconds)
         try:
             yield others, control, watching
         finally:
@@ -290,6 +291,7 @@ class World:
 
 
 Process = subprocess.Popen[str]
+Others = dict[str, Process]
 
 
 def _become(instances: Sequence[Switched], mode: str | None) -> None:
