@@ -35,6 +35,7 @@ MOST_CONNECTIONS = 50  # of the victim's pool: fewer than its clients have open 
 BREAKER = {"window_seconds": 4, "min_requests": 20, "open_seconds": 2, "recovery_seconds": 4}  # for "all instances"
 _SETTLE_S = 12.0
 _LOOKS = 5
+_SLACK_S = 1.0  # who recovers a little late is late, and not wrong in the quiet span that follows
 _WARM_UP_S, _WARM_UP_RATE = 2.0, 100.0  # of answers that take 0.4 s: nearly MOST_CONNECTIONS at once
 _EATERS = 150  # idle clients that take the descriptors which others give back
 # A check that was under way when things changed, the ticks of the poller, and processes that wait for a core.
@@ -56,8 +57,8 @@ class Plan:
 def limits(all_instances: bool, **more: float) -> Limits:
     """In a scaled world. One instance: health checks decide; all: the breaker's schedule, in the worst case."""
     recover_s = HEALTHY_AFTER * HEALTH_INTERVAL_S + _RECOVER_MARGIN_S
-    if all_instances:  # a last probe failed just before the healing
-        recover_s += BREAKER["open_seconds"] + BREAKER["recovery_seconds"]
+    if all_instances:  # a last probe was sent just before the healing, and failed by its timeout
+        recover_s += TIMEOUT_S + BREAKER["open_seconds"] + BREAKER["recovery_seconds"]
     detect_s = (UNHEALTHY_AFTER + 1) * HEALTH_INTERVAL_S + _DETECT_MARGIN_S
     return Limits(timeout_s=TIMEOUT_S, detect_s=detect_s, recover_s=recover_s, **more)
 
@@ -174,7 +175,7 @@ class World:
     def run(self, fault: Fault, all_instances: bool) -> Record:
         """Quiet and faulty spans in turns under load, then what the gateway is left with."""
         plan, victim = self.plan, "all" if all_instances else "one"
-        recover_s = limits(all_instances).recover_s
+        recover_s = limits(all_instances).recover_s + _SLACK_S
         seconds = plan.warm_s + plan.rounds * (plan.quiet_s + plan.fault_s + recover_s) + plan.quiet_s
         before = self.settled()
         with self._load(victim, seconds, plan.victim_rate) as (others, control, watching):
