@@ -395,6 +395,33 @@ async def test_out_of_memory_on_one_node_is_that_nodes_trouble(servers: ClusterS
 
 
 @pytest_twisted.ensureDeferred
+async def test_a_cluster_that_wants_all_its_slots_refuses_all_while_one_master_is_away(servers: ClusterSet) -> None:
+    """As its configuration says, which the reason names; each node is back as soon as it answers."""
+    away = servers.masters[2]
+    others = servers.masters[:2]
+    async with running(servers.url) as run:
+        await until(lambda: run.counters.up, loop)
+        for node in others:
+            node.config_set("cluster-require-full-coverage", "yes")
+        away.freeze()
+        try:
+            began_s = loop.seconds()
+            while "CLUSTERDOWN" not in str(await run.take(at_node(0))):
+                assert loop.seconds() - began_s < 15
+                await turns(loop, 0.02)
+            assert "CLUSTERDOWN" in (run.counters.last_error or "")
+        finally:
+            for node in others:
+                node.config_set("cluster-require-full-coverage", "no")
+            away.thaw()
+        began_s = loop.seconds()
+        while not isinstance(await run.take(at_node(0)), Counted):
+            assert loop.seconds() - began_s < BACK_S + SLACK_S, run.counters.last_error
+            await turns(loop, 0.02)
+        await until(lambda: run.counters.up, loop, 10)
+
+
+@pytest_twisted.ensureDeferred
 async def test_over_tls_with_a_password(tmp_path: Path) -> None:
     """Every node is verified; a wrong password or a stranger's authority is told and counts nothing."""
     self_signed(tmp_path)

@@ -153,7 +153,7 @@ def test_an_answer_that_is_none(replies: list[Any]) -> None:
 @pytest_twisted.ensureDeferred
 async def test_the_master_is_killed() -> None:
     """Down at once and at no cost; counted on the new master within 2 s of its promotion; what is shared follows."""
-    async with set_of() as servers, running(servers.url) as run:
+    async with set_of(replicas=2) as servers, running(servers.url) as run:
         await until(lambda: run.counters.up and run.store.listening, loop)
         old = servers.servers[0]
         assert isinstance(await run.count(), Counted)
