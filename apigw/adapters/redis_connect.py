@@ -97,6 +97,8 @@ class RedisAccess:
         """Fires with the protocol when it is connected, over TLS where the URL says so."""
         host, port = place
         if not self.url.tls:
+            # Why connect again? A failover, often; where a name follows it, the second try is at the right place
+            self._connector.outdated(host, port)
             return self._connector.open(host, port, CONNECT_TIMEOUT_S, protocol)
         plain = HostnameEndpoint(self._reactor, host, port, timeout=CONNECT_TIMEOUT_S)
         connected: Deferred[Any] = connectProtocol(wrapClientTLS(self._options(host), plain), protocol)

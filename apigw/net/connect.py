@@ -184,6 +184,12 @@ class Connector:
         else:
             self._asking[name].append(attempt)
 
+    def outdated(self, host: str, port: int) -> None:
+        """A name may lead elsewhere by now: the next connect has it asked for, and goes where it led meanwhile."""
+        known = self._resolved.get((host, port))
+        if known is not None and known[0] != float("inf"):
+            self._resolved[host, port] = float("-inf"), known[1]
+
     def _ask(self, name: _Name) -> None:
         """In a thread, and once at a time a name: a dead name server must not fill the threads with one name."""
         self._asking[name] = []

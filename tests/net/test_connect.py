@@ -281,6 +281,38 @@ async def test_what_a_name_resolved_to_serves_until_it_is_asked_anew(net: Any) -
 
 
 @run
+async def test_a_name_that_may_be_outdated_is_asked_for_at_the_next_connect(net: Any) -> None:
+    """Where it led serves that one; the one after it goes where it leads now."""
+    _, old = listening(net)
+    _, new = listening(net)
+    ports = [old, new]
+    reactor = Resolving(net.reactor, lambda host, _: found(("127.0.0.1", ports[len(reactor.asked) - 1])))
+    made = Connector(reactor, net.deadlines)
+
+    async def leads_to() -> int:
+        wanting = Wanting()
+        made.connect("moved.test", old, 5, wanting)
+        await net.until(wanting.told)
+        sock, _ = wanting.done[0]
+        with sock:
+            return int(sock.getpeername()[1])
+
+    made.outdated("moved.test", old)
+    assert await leads_to() == await leads_to() == old
+    assert len(reactor.asked) == 1
+    made.outdated("moved.test", old)
+    assert await leads_to() == old
+    await net.until(lambda: not made._asking)
+    assert await leads_to() == new
+    assert len(reactor.asked) == 2
+    made.connect("127.0.0.1", old, 5, wanting := Wanting())
+    await net.until(wanting.told)
+    wanting.done[0][0].close()
+    made.outdated("127.0.0.1", old)
+    assert made._resolved["127.0.0.1", old][0] == float("inf"), "an address is no name"
+
+
+@run
 async def test_the_deadline_holds_for_resolving_too(net: Any) -> None:
     """And a late answer of the name server opens no connection for nobody."""
     _, port = listening(net)
