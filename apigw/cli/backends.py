@@ -79,7 +79,7 @@ def _instance_row(name: str, instance: dict[str, Any]) -> tuple[object, ...]:
     return (
         name,
         instance.get("instance"),
-        "up" if instance.get("up") else "OUT",
+        ("up, slow" if instance.get("slow") else "up") if instance.get("up") else "OUT",
         since(instance.get("since_seconds")),
         instance.get("why"),
         instance.get("failures"),

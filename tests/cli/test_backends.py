@@ -32,6 +32,7 @@ def test_why_and_since_when() -> None:
     assert _instance_row("b", {**instance, "weight_now": 0, "in_flight": 1}) == (
         "b", "a:1", "OUT", "5 min", "status 500", 3, 0, 1, None
     )  # fmt: skip
+    assert _instance_row("b", {"up": True, "slow": True})[2] == "up, slow"
 
 
 @pytest.mark.parametrize(
