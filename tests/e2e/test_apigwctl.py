@@ -6,14 +6,18 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
+import pytest
 from attrs import frozen
 
 from tests.e2e.conftest import Launch
 from tests.e2e.gateway import CHECKOUT, Gateway, backend, protected, quiet_port, route
 from tests.e2e.identity import bearer, token
 from tests.e2e.test_api_keys import ask, with_keys
+from tests.redis_cluster import ClusterSet, cluster_set
+from tests.redis_sentinel import SentinelSet, sentinel_set
 from tests.servers import redis_server
 
 
@@ -193,3 +197,37 @@ def test_a_token_revoked_by_hand_is_refused_on_every_gateway_and_a_user_until_th
         redis.kill()
         assert "Redis does not answer" in ctl(gateways[0], "tokens", "revoke", "-", stdin=other, status=1).err
         assert statuses(one, bobs) == [401] * 4
+
+
+@pytest.fixture(params=[sentinel_set, cluster_set])
+def several(request: pytest.FixtureRequest) -> Iterator[SentinelSet | ClusterSet]:
+    """A Redis that is several servers, with a password."""
+    with request.param(password="s3cret") as servers:
+        yield servers
+
+
+def test_sentinels_and_clusters_are_told_of_keys_and_tokens_too(
+    launch: Launch, several: SentinelSet | ClusterSet
+) -> None:
+    """What apigwctl writes where the URL leads, gateways hear of at once; a checked key is gone from it."""
+
+    def change(gateway: Gateway) -> None:
+        with_keys(f"sqlite:///{gateway.work}/keys.db")(gateway)
+        gateway.settings["redis"] = {"url": several.url, "timeout_ms": 500}
+        if isinstance(several, SentinelSet):
+            gateway.settings["redis"]["sentinel_password"] = several.sentinel_password
+
+    gateway = launch(change)
+    gateway.until(lambda: gateway.metric("shared_store_listening") == 1, 20)
+    made = ctl(gateway, "keys", "create", "--partner", "acme", "--json").json()
+    assert ask(gateway, made["key"]).status == 200
+    ran = ctl(gateway, "keys", "revoke", made["key_id"])
+    assert ran.err == ""
+    assert ask(gateway, made["key"]).status == 401
+    text = token(jti="many")
+    header = ("Authorization", f"Bearer {text}")
+    assert gateway.ask("GET", "/api/x", header).status == 200
+    ran = ctl(gateway, "tokens", "revoke", "-", "--json", stdin=text)
+    assert "s3cret" not in ran.out + ran.err
+    gateway.until(lambda: gateway.ask("GET", "/api/x", header).status == 401)
+    assert [one["jti"] for one in ctl(gateway, "tokens", "list", "--json").json()] == ["many"]
