@@ -3,13 +3,13 @@
     share    steps[0] at first, steps[-1] = 1.0 after `over_s`, the others evenly between. Which requests pass is no
              matter of chance: each adds the share to an account, and the one that makes it whole passes
     rate     of what passes by its share, at most normal * HEADROOM * share * growth a second, where `normal` is what
-             the backend served before the outage; None: nothing is known of it, and the share alone decides
+             the backend served before the outage; None: nothing is known of it, and the share alone decides.
              A guess, from a ramp that failed: growth is quick, and begins with the first step
-    growth   1, until the last step is reached; from then on it doubles in `over_s`, as long as answers are good. More
-             than a tenth of the answers bad: EASE times as much, also before the last step. More in flight than
-             STRAIN times what was usual in the steps before: SLACKEN times as much, not below 1. Where either
+    growth   1, until the last step is reached; from then on it doubles three times in `over_s`, while answers are good.
+             More than a tenth of the answers bad: EASE times as much, also before the last step. More in flight than
+             STRAIN times what was usual at first: SLACKEN times as much, not below 1. Where either
              happened is a ceiling: growth is soon back at CLOSE of it, and slow from there on
-    over     the last step is reached, and nobody had to be held back by the rate for `quiet_s`
+    over     the last step is reached, and the rate held back few in the stretch of `quiet_s` before
 
 Note [Why a share is not enough]
   After five minutes of outage three hundred seconds' worth of clients wait, and all of them ask again within moments: a
@@ -18,7 +18,7 @@ Note [Why a share is not enough]
   the queue is gone. A backend whose traffic has become more for good gets it by `growth`; what it cannot carry is cut
   back before it counts as a new outage. Failures come too late for that where they are timeouts: by then a third of the
   breaker's window is lost. What is in flight tells at once that answers fall behind: by Little's law it is the rate
-  times the time an answer takes, which is known from the steps before. tests/core/test_ramp.py tries all of it.
+  times the time an answer takes, which is known from the ramp's first requests. tests/core/test_ramp.py tries it all.
 """
 
 from typing import Final, Sequence
@@ -30,10 +30,12 @@ EASE: Final = 0.7
 CLOSE: Final = 0.85
 STRAIN: Final = 3.0
 SLACKEN: Final = 0.9
+_LOWER: Final = 0.95  # of a ceiling, at most: what is still in flight may strain a rate that would be fine
 _LEAST_BURST: Final = 2.0  # a weak backend may need a second for five
 _LEAST_FLYING: Final = 8  # in flight; fewer are no queue
 _KNOWN: Final = 10  # requests of the steps before, from which on the time of an answer is known
-_QUICK, _SOON, _SLOW = 8.0, 4.0, 0.25  # how often it doubles in `over_s`
+_ENOUGH: Final = 30  # more would tell of a load that is near the limit already
+_USUAL, _QUICK, _SOON, _SLOW = 3.0, 8.0, 4.0, 0.5  # how often growth doubles in `over_s`
 _BAD_SHARE: Final = 0.1  # of the answers between two looks, from which on it is eased
 _LOOK_S: Final = 1.0
 _LOOKS: Final = 20  # a window has at least so many looks: one bad look is a small part of it
@@ -71,12 +73,15 @@ class Ramp:
         self._eased_s = begun_s - 2 * self._look_s
         self._ceiling: float | None = None
         self._easing = False  # no good look since
-        self._passed = self._held = self._good = self._bad = 0  # since the last look
+        self._good = self._bad = 0  # since the last look
+        self._passed = self._held = 0  # in this stretch of `quiet_s`
+        self._stretch_s = begun_s
+        self._crowded: bool | None = None  # in the stretch before; None: there was none
         self._flying = 0
-        self._flown = 0  # requests that have passed before the last step
+        self._timing = True  # at first, while it has little to do: how long an answer takes
+        self._flown = 0  # requests that have passed meanwhile
         self._flying_s = 0.0  # the seconds that those were in flight, all together
         self._event_s = begun_s
-        self._crowded_s: float | None = None  # when many were held back last
         self._retry_s = 0
         self.longest_retry_s = max(1, min(_LONGEST_RETRY_S, int(over_s / 12)))
         self.quiet_s = self.longest_retry_s + 1.0  # who was held back has asked again by then
@@ -135,7 +140,7 @@ class Ramp:
         self.look(now_s)
         if self.share(now_s) < 1.0:
             return False
-        return self._crowded_s is None or now_s - self._crowded_s >= self.quiet_s
+        return not (self._many_held() if self._crowded is None else self._crowded)
 
     def look(self, now_s: float) -> None:
         """Once in a while: what became of those that passed, and how many would have liked to."""
@@ -143,20 +148,26 @@ class Ramp:
         if since_s < self._look_s:
             return
         self._looked_s = now_s
-        if self._held > _HELD_SHARE * (self._held + self._passed):
-            self._crowded_s = now_s
+        if now_s - self._stretch_s >= self.quiet_s:
+            self._crowded = self._many_held()
+            self._stretch_s, self._passed, self._held = now_s, 0, 0
         if self._strained():
             self._reach_ceiling()
             self.growth = min(self.growth, max(1.0, self.growth * SLACKEN))
         elif self._good and self._bad <= _BAD_SHARE * (self._good + self._bad):
             self._grow(min(since_s, 2 * self._look_s), now_s)
-        self._passed = self._held = self._good = self._bad = 0
+        self._good = self._bad = 0
         self._set_rate(now_s)
 
+    def _many_held(self) -> bool:
+        return self._held > _HELD_SHARE * (self._held + self._passed)
+
     def _flies(self, more: int, now_s: float) -> None:
-        if self.share(self._event_s) < 1.0:
+        if self._timing:
             self._flying_s += self._flying * max(0.0, now_s - self._event_s)
             self._flown += more > 0
+            settled = self._flown >= _ENOUGH and 3 * self._flying <= self._flown
+            self._timing = not settled and self.share(now_s) < 1.0
         self._flying = max(0, self._flying + more)
         self._event_s = now_s
 
@@ -167,11 +178,12 @@ class Ramp:
 
     def _reach_ceiling(self) -> None:
         if not self._easing:
-            self._easing, self._ceiling = True, self.growth
+            self._easing = True
+            self._ceiling = max(self.growth, _LOWER * (self._ceiling or 0.0))
 
     def _grow(self, since_s: float, now_s: float) -> None:
         self._easing = False
-        speed = _QUICK if self._guessed else 1.0
+        speed = _QUICK if self._guessed else _USUAL
         if self._ceiling is not None:
             speed = _SOON if self.growth < CLOSE * self._ceiling else _SLOW
         grown = self.growth * 2.0 ** (speed * since_s / max(self._over_s, self._look_s))
