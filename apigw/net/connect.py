@@ -132,7 +132,10 @@ class _Attempt:
 
     def unresolved(self, failure: Failure) -> None:
         number = failure.value.errno if isinstance(failure.value, OSError) else None
-        self._fail(EXHAUSTED if number in _EXHAUSTION else UNRESOLVED, failure.getErrorMessage())
+        if number in _EXHAUSTION or _exhausted():  # a resolver that cannot open its files says: no such name
+            self._fail(EXHAUSTED, os.strerror(errno.EMFILE))
+        else:
+            self._fail(UNRESOLVED, failure.getErrorMessage())
 
     def abortConnection(self) -> None:
         self._fail(UNREACHABLE, "internal error")
@@ -153,6 +156,15 @@ def _word(code: int | None) -> str:
     if code in _EXHAUSTION:
         return EXHAUSTED
     return TIMED_OUT if code == errno.ETIMEDOUT else UNREACHABLE
+
+
+def _exhausted() -> bool:
+    """Whether this process has no descriptor left now."""
+    try:
+        os.close(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+    except OSError as error:
+        return error.errno in _EXHAUSTION
+    return False
 
 
 class Connector:
