@@ -65,6 +65,7 @@ class ClusterCounters(MultiService):
         self._slots: list[RedisCounters | None] = [None] * SLOTS
         self._nodes: dict[Place, RedisCounters] = {}
         self._adopted: dict[Place, float] = {}  # until when
+        self._masters: set[Place] = set()  # that have slots; the others in _nodes were adopted
         self._ranges: Ranges = ()  # as _slots has them, but for single slots that moved
         self._moved = False
         self._leaving: dict[RedisCounters, Any] = {}  # and the timer of its end
@@ -74,11 +75,15 @@ class ClusterCounters(MultiService):
 
     @property
     def up(self) -> bool:
-        return not self._missing() and all(node.up for node in self._nodes.values())
+        return not self._missing() and all(node.up for place, node in self._nodes.items() if place in self._masters)
 
     @property
     def last_error(self) -> str | None:
-        reasons = [f"{host}:{port}: {node.last_error}" for (host, port), node in self._nodes.items() if node.last_error]
+        reasons = [
+            f"{place[0]}:{place[1]}: {node.last_error}"
+            for place, node in self._nodes.items()
+            if place in self._masters and node.last_error
+        ]
         if self._missing():
             reasons.append(self._map.last_error or f"nobody has {self._missing()} slots")
         return "; ".join(reasons)[:300] or None
@@ -215,8 +220,9 @@ class ClusterCounters(MultiService):
     def _follow(self, ranges: Ranges) -> None:
         """The map was told."""
         now_s = self._clock.seconds()
-        self._adopted = {place: until_s for place, until_s in self._adopted.items() if until_s > now_s}
-        masters = {one.master for one in ranges}
+        masters = self._masters = {one.master for one in ranges}
+        adopted = self._adopted.items()
+        self._adopted = {place: until_s for place, until_s in adopted if until_s > now_s and place not in masters}
         if ranges != self._ranges or self._moved:
             self._ranges, self._moved = ranges, False
             for master in masters:

@@ -262,7 +262,9 @@ async def test_slots_move_under_load_and_nothing_is_lost_or_doubled(servers: Clu
         await until(lambda: run.counters.up, loop)
         moved = deferToThread(there_and_back)
         asked = 0
+        began_s = loop.seconds()
         while moving:
+            assert loop.seconds() - began_s < 40
             outcomes = await gatherResults([Deferred.fromCoroutine(run.take(one)) for one in demands])
             asked += len(outcomes)
             for one, outcome in zip(demands, outcomes, strict=True):
@@ -366,13 +368,25 @@ async def test_a_failover_by_hand_costs_no_check() -> None:
         one, replica = at_node(0), servers.replicas[0]
         replica.command("CLUSTER", "FAILOVER")
         outcomes: list[Any] = []
+        began_s = loop.seconds()
         while replica.command("ROLE")[0] != b"master" or len(outcomes) < 20:
+            assert loop.seconds() - began_s < 20
             outcomes.append(await run.take(one))
             await turns(loop, 0.005)
         assert [outcome for outcome in outcomes if not isinstance(outcome, Counted)] == []
         await until(lambda: run.counters.up, loop, BACK_S)
         assert isinstance(await run.take(one), Counted)
         assert value(replica, one) == len(outcomes) + 1
+        await until(lambda: len(run.counters.nodes()) == 3, loop, 5)
+        old = servers.masters[0]
+        await until(lambda: old.command("ROLE")[0] == b"slave" and old.command("ROLE")[3] == b"connected", loop, 15)
+        old.command("CLUSTER", "FAILOVER")
+        await until(lambda: old.command("ROLE")[0] == b"master", loop, 15)
+        assert isinstance(await run.take(one), Counted)
+        await until(lambda: len(run.counters.nodes()) == 3 and run.counters.up, loop, 5)
+        replica.kill()
+        await turns(loop, 0.3)
+        assert run.counters.up and run.counters.last_error is None, "a replica is nobody's trouble"
 
 
 @pytest_twisted.ensureDeferred
