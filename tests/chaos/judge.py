@@ -250,6 +250,8 @@ def _against_time(seen: Seen, record: Record, limits: Limits) -> str | None:
         return f"{got} while all was well"
     if _known_out(seen, record, limits):
         return None if got == UNAVAILABLE else f"{got} though no instance was to be in rotation"
+    if got == UNAVAILABLE and not record.all_instances:
+        return "503 though two instances were well"
     if record.fault.seen and not record.all_instances and _within(seen, record.faulty, limits.detect_s):
         return f"{got} though the instance was to be out of rotation"
     return None
