@@ -5,28 +5,24 @@ from tests.etcd import etcd_server
 
 import base64
 import json
-import shutil
-import signal
 import subprocess
-import tempfile
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
+from tests.processes import ServerProcess
 from tests.servers import free_port
 
 
-class EtcdServer:
+class EtcdServer(ServerProcess):
     """One member. Its methods block; each is one request to its JSON gateway."""
 
     def __init__(self) -> None:
+        super().__init__("etcd")
         self.port, self._peer_port = free_port(), free_port()
-        self._folder = Path(tempfile.mkdtemp(prefix="apigw-etcd-"))
-        self._process: subprocess.Popen[bytes] | None = None
         self._token: str | None = None
 
     @property
@@ -36,17 +32,17 @@ class EtcdServer:
     def start(self) -> None:
         """Returns when it answers."""
         peer = f"http://127.0.0.1:{self._peer_port}"
-        options = ["--name=one", f"--data-dir={self._folder / 'data'}", "--unsafe-no-fsync", "--log-level=error"]
+        options = ["--name=one", f"--data-dir={self.folder / 'data'}", "--unsafe-no-fsync", "--log-level=error"]
         options += [f"--listen-client-urls={self.url}", f"--advertise-client-urls={self.url}"]
         options += [f"--listen-peer-urls={peer}", f"--initial-advertise-peer-urls={peer}"]
         options += [f"--initial-cluster=one={peer}", "--heartbeat-interval=50", "--election-timeout=500"]
-        with (self._folder / "log").open("ab") as output:
-            self._process = subprocess.Popen(
-                ["etcd", *options], stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd=self._folder
+        with (self.folder / "log").open("ab") as output:
+            self.process = subprocess.Popen(
+                ["etcd", *options], stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd=self.folder
             )
         end_s = time.monotonic() + 30
         while not self._healthy():
-            assert self._process.poll() is None and time.monotonic() < end_s, (self._folder / "log").read_text()
+            assert self.process.poll() is None and time.monotonic() < end_s, (self.folder / "log").read_text()
             time.sleep(0.05)  # nobody tells when it is ready
 
     def _healthy(self) -> bool:
@@ -55,27 +51,6 @@ class EtcdServer:
                 return json.load(answer).get("health") == "true"
         except (OSError, ValueError):
             return False
-
-    def kill(self) -> None:
-        """SIGKILL, and gone when this returns. Works on a frozen one too; the data stay."""
-        process, self._process = self._process, None
-        if process is not None:
-            process.kill()
-            process.wait()
-
-    def freeze(self) -> None:
-        """SIGSTOP: its kernel accepts connections and bytes, it answers nothing."""
-        assert self._process is not None
-        self._process.send_signal(signal.SIGSTOP)
-
-    def thaw(self) -> None:
-        assert self._process is not None
-        self._process.send_signal(signal.SIGCONT)
-
-    def remove(self) -> None:
-        """The end: process and files."""
-        self.kill()
-        shutil.rmtree(self._folder, ignore_errors=True)
 
     # -- what is in it
 
@@ -127,9 +102,5 @@ def _base64(data: str | bytes) -> str:
 @contextmanager
 def etcd_server() -> Iterator[EtcdServer]:
     """An etcd that runs for a block, to be made a fixture of the scope that a test module wants."""
-    server = EtcdServer()
-    try:
-        server.start()
+    with EtcdServer().running() as server:
         yield server
-    finally:
-        server.remove()

@@ -33,7 +33,7 @@ class Sentinel(RedisServer):
 
     def __init__(self, master: RedisServer, down_after_ms: int, lines: Sequence[str], **more: Any) -> None:
         super().__init__(**more)
-        file = Path(self.directory) / "sentinel.conf"
+        file = self.folder / "sentinel.conf"
         file.write_text(
             "\n".join(
                 [

@@ -4,12 +4,9 @@ from tests.servers import DelayProxy, RedisServer, free_port
 """
 
 import random
-import shutil
-import signal
 import socket
 import ssl
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,6 +17,8 @@ import hiredis
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import TCP4ClientEndpoint, connectProtocol
 from twisted.internet.protocol import Factory, Protocol
+
+from tests.processes import ServerProcess
 
 
 def free_port() -> int:
@@ -61,7 +60,7 @@ async def turns(reactor: Any, seconds: float = 0.0) -> None:
     await waited
 
 
-class RedisServer:
+class RedisServer(ServerProcess):
     """A redis-server on a free port of the loopback, without persistence.
 
     credentials: the words of an AUTH that precedes the commands of the test, where the server wants one.
@@ -69,12 +68,11 @@ class RedisServer:
     """
 
     def __init__(self, *arguments: str, credentials: tuple[str, ...] = (), tls: Path | None = None) -> None:
+        super().__init__("redis")
         self.port = server_port()
         self.credentials = credentials
         self._tls = tls
         self._arguments = arguments
-        self.directory = tempfile.mkdtemp(prefix="apigw-redis-")
-        self._process: subprocess.Popen[bytes] | None = None
 
     @property
     def url(self) -> str:
@@ -87,8 +85,8 @@ class RedisServer:
 
     def launch(self) -> None:
         """Begin to start; what it says goes to a file, since a full pipe would block it."""
-        with (Path(self.directory) / "said").open("wb") as said:
-            self._process = subprocess.Popen(
+        with (self.folder / "said").open("wb") as said:
+            self.process = subprocess.Popen(
                 self.command_line(),
                 stdin=subprocess.DEVNULL,
                 stdout=said,
@@ -97,7 +95,7 @@ class RedisServer:
 
     def command_line(self) -> list[str]:
         command = ["redis-server", *self.listening(), "--save", "", "--appendonly", "no"]
-        return [*command, "--dir", self.directory, *self._arguments]
+        return [*command, "--dir", str(self.folder), *self._arguments]
 
     def listening(self) -> list[str]:
         """The options of its port."""
@@ -118,38 +116,17 @@ class RedisServer:
 
     def ready(self) -> None:
         """Returns when it accepts connections."""
-        assert self._process is not None
-        said = Path(self.directory) / "said"
+        assert self.process is not None
+        said = self.folder / "said"
         while b"eady to accept connections" not in (text := said.read_bytes()):
-            if self._process.poll() is not None:
+            if self.process.poll() is not None:
                 raise RuntimeError(f"redis-server did not start: {text[-500:]!r}")
             time.sleep(0.005)
-
-    def kill(self) -> None:
-        """SIGKILL, and gone when this returns. Works on a frozen one too."""
-        process, self._process = self._process, None
-        if process is not None:
-            process.kill()
-            process.wait()
 
     def restart(self) -> None:
         """Killed, then started on the same port with nothing in it."""
         self.kill()
         self.start()
-
-    def freeze(self) -> None:
-        """SIGSTOP: its kernel accepts connections and bytes, it answers nothing."""
-        assert self._process is not None
-        self._process.send_signal(signal.SIGSTOP)
-
-    def thaw(self) -> None:
-        assert self._process is not None
-        self._process.send_signal(signal.SIGCONT)
-
-    def remove(self) -> None:
-        """The end: process and files."""
-        self.kill()
-        shutil.rmtree(self.directory, ignore_errors=True)
 
     def command(self, *words: str | bytes | int) -> Any:
         """One command, waiting for the reply. Raises hiredis.ReplyError for an error."""
@@ -176,12 +153,8 @@ class RedisServer:
 @contextmanager
 def redis_server(*arguments: str, **options: Any) -> Iterator[RedisServer]:
     """A RedisServer that runs for a block, to be made a fixture of the scope that a test module wants."""
-    server = RedisServer(*arguments, **options)
-    try:
-        server.start()
+    with RedisServer(*arguments, **options).running() as server:
         yield server
-    finally:
-        server.remove()
 
 
 class DelayProxy:
