@@ -20,6 +20,7 @@ from apigw.adapters.key_schema import NEWEST, refuse_newer, upgrade, version
 from apigw.errors import StoreDown
 
 BUSY_TIMEOUT_S: Final = 1.5  # SQLite, another process writes; below TIMEOUT_S of api_key_database.py
+WRITE_WAIT_S: Final = 5.0  # likewise, for who writes: an operator, behind others; SQLite's turns are not fair
 CONNECT_TIMEOUT_S: Final = 2  # libpq takes whole seconds, 2 at least
 STATEMENT_TIMEOUT_MS: Final = 1500
 UNACKNOWLEDGED_MS: Final = 3000  # a peer that is gone without a word: the kernel gives the connection up
@@ -164,7 +165,10 @@ def _sqlite_connected(connection: Any, _: object) -> None:
 
 def _sqlite_begins(connection: Connection) -> None:
     """A writer takes its lock first: one that reads before would be refused when another was quicker."""
-    if connection.get_execution_options().get("apigw_writes"):
+    writes = connection.get_execution_options().get("apigw_writes")
+    wait_s = WRITE_WAIT_S if writes else BUSY_TIMEOUT_S
+    connection.exec_driver_sql(f"PRAGMA busy_timeout = {wait_s * 1000:.0f}")
+    if writes:
         connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 

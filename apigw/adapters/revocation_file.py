@@ -32,6 +32,7 @@ SAVE_S: Final = 5.0
 ENTRIES_A_SECOND: Final = 2_000.0  # on average: 1% of a core
 MAX_FILE_BYTES: Final = 128 * 2**20  # 200,000 entries with long names
 _HALF_WRITTEN_S: Final = 600.0  # nobody writes for so long
+_PAUSE_S: Final = 0.001  # between two pieces: who gives the interpreter's lock up for a write has it back too soon
 _LINES: Final = 200  # a thread keeps the loop waiting for as long as it makes them: half a millisecond
 
 log = Logger()
@@ -115,7 +116,7 @@ class RevocationFile(MultiService):
 
     async def _save(self, changes: int) -> None:
         try:
-            await self._threads.run(write, self._path, self._source.known.kept())
+            await self._threads.run(write, self._path, self._source.known.kept(), _PAUSE_S)
         except OSError as error:
             self.error = str(error)
             raise PollFailed(self.error) from None
@@ -153,14 +154,15 @@ def read(path: Path) -> Iterator[Revocation | None]:
                 yield None
 
 
-def write(path: Path, kept: Kept) -> None:
-    """Replace the file by one with all of these. Blocks, often; see _LINES. Raises OSError."""
+def write(path: Path, kept: Kept, pause_s: float = 0.0) -> None:
+    """Replace the file by one with all of these. Blocks, often; see _LINES and _PAUSE_S. Raises OSError."""
     fresh = path.with_name(f".{path.name}.{os.getpid()}.{get_ident()}")
     try:
         with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600), "wb", 0) as file:
             lines = _lines(kept)
             while piece := b"".join(islice(lines, _LINES)):
                 file.write(piece)
+                time.sleep(pause_s)
             os.fsync(file.fileno())
         fresh.replace(path)
     except OSError:

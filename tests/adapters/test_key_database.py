@@ -85,7 +85,7 @@ def test_a_writer_waits_for_another_and_not_without_an_end(tmp_path: Path) -> No
     assert store.find(record.key_id) == record
     with pytest.raises(StoreDown, match="locked"):
         store.revoke(record.key_id)
-    assert 1.0 < time.monotonic() - began_s < 3.0
+    assert 4.0 < time.monotonic() - began_s < 9.0
     other.execute("ROLLBACK")
     other.close()
     assert store.revoke(record.key_id).revoked_s
