@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import attrs
 from attrs import frozen
@@ -275,15 +276,20 @@ class World:
         return now
 
     def _resources(self) -> Resources:
+        """Descriptors are counted between two equal looks at the connections: else one that ends is taken off twice."""
         pid = self._pid()
         status = self.gateway.status()
+        for _ in range(_LOOKS):
+            descriptors = len(os.listdir(f"/proc/{pid}/fd"))
+            before, status = status, self.gateway.status()
+            if _connections(before) == _connections(status):
+                break
         pools = {
             name: {**found["connections"], "most": found["max_connections"]}
             for name, found in status["backends"].items()
         }
-        pooled = sum(pool["open"] for pool in pools.values())
         threads = len(os.listdir(f"/proc/{pid}/task"))
-        descriptors = len(os.listdir(f"/proc/{pid}/fd")) - pooled - status["connections"]
+        descriptors -= _connections(status)
         return Resources(self.gateway.rss_bytes(), descriptors, threads, status["in_flight"], pools)
 
     def _pid(self) -> int:
@@ -306,3 +312,9 @@ def _samples(summary: surge.Summary) -> list[Sample]:
 
 def _sleep_until(moment_s: float) -> None:
     time.sleep(max(0.0, moment_s - time.monotonic()))
+
+
+def _connections(status: dict[str, Any]) -> int:
+    """Those of clients, and those to backends."""
+    pooled = sum(found["connections"]["open"] for found in status["backends"].values())
+    return int(status["connections"]) + int(pooled)
