@@ -224,7 +224,7 @@ class Exchange:
         self.instance: str | None = None
         self.request_bytes = 0  # body bytes from the client
         self.response_bytes = 0  # body bytes to the client
-        self.error_type: str | None = None  # machine word: an error code or one of names.UPSTREAM_REASONS
+        self.error_type: str | None = None  # an error code, names.SHED or one of names.UPSTREAM_REASONS
         self.error_message: str | None = None
         self.ended_s = 0.0
         self.gate: "Gate | None" = None

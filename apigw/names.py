@@ -105,6 +105,10 @@ UPSTREAM_REASONS: Final = {
     "max_rps": "more requests a second for the backend than its max_rps",
 }
 
+# --- The reason of a refusal for overload: error_type of the log, while the code to the client is overloaded.
+
+SHED: Final = "shed"
+
 # --- Reasons: why a request was not let in; `reason` of auth_failures_total and begins error_message. The client
 # never learns which: its answer is the same for all of them that share a status.
 

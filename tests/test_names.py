@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 
 from apigw.core.redaction import SECRET_PARAMETERS
-from apigw.names import DURATION_BUCKETS_S, LOG_FIELDS, METRICS, OVERHEAD_BUCKETS_S, UPSTREAM_REASONS
+from apigw.names import DURATION_BUCKETS_S, LOG_FIELDS, METRICS, OVERHEAD_BUCKETS_S, SHED, UPSTREAM_REASONS
 
 PAGE = (Path(__file__).parents[1] / "docs" / "observability.rst").read_text()
 
 
-@pytest.mark.parametrize("name", [*LOG_FIELDS, *METRICS, *UPSTREAM_REASONS])
+@pytest.mark.parametrize("name", [*LOG_FIELDS, *METRICS, *UPSTREAM_REASONS, SHED])
 def test_every_log_field_metric_and_reason_has_its_row(name: str) -> None:
     assert f"\n``{name}`` " in PAGE
 

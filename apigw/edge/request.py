@@ -19,6 +19,7 @@ from apigw.core.trace import Randomness, identify
 from apigw.edge.body import RequestBody
 from apigw.errors import Answered, GatewayError
 from apigw.exchange import Exchange
+from apigw.names import SHED
 
 if TYPE_CHECKING:
     from apigw.edge.channel import Channel
@@ -180,7 +181,7 @@ class Request:
             return
         ex = self.exchange
         detail = error.detail or error.message
-        if "backend" in error.extra:  # the log says which of its failures; the client only whose it was
+        if "backend" in error.extra or error.reason == SHED:  # the log says what it was; the client only whose
             ex.error_type, ex.error_message = error.reason, detail
         else:  # the code that the client sees, and for the operator why
             ex.error_type = error.code

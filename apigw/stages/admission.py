@@ -12,6 +12,7 @@ from apigw.constants import OVERLOADED_RETRIES_S
 from apigw.core.shedding import Shedding
 from apigw.errors import GatewayError
 from apigw.exchange import Exchange
+from apigw.names import SHED
 
 _MESSAGE = "The gateway is overloaded."
 
@@ -43,14 +44,14 @@ class Admission:
     def _check_in_flight(self, ex: Exchange) -> None:
         ceiling = self._ceilings.get(_priority(ex), self._max_in_flight)
         if self._in_flight() > ceiling:
-            self._refuse(ex, "in_flight", f"more than {ceiling} requests in flight")
+            self._refuse(ex, f"{_priority(ex)}, more than {ceiling} requests in flight")
 
     def _check_load(self, ex: Exchange) -> None:
         priority = _priority(ex)
         if self._shedding.refuses(priority):
-            self._refuse(ex, "shed", f"{priority}, {self._shedding.because}")
+            self._refuse(ex, f"{priority}, {self._shedding.because}")
 
-    def _refuse(self, ex: Exchange, reason: str, detail: str) -> None:
+    def _refuse(self, ex: Exchange, detail: str) -> None:
         self._on_shed(_priority(ex))
         raise GatewayError(
             _MESSAGE,
@@ -58,7 +59,7 @@ class Admission:
             code="overloaded",
             retry_after_s=next(self._waits_s),
             detail=detail,
-            reason=reason,
+            reason=SHED,
         )
 
 

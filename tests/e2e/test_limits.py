@@ -169,6 +169,8 @@ def test_more_requests_in_flight_than_allowed_are_refused(launch: Launch) -> Non
     reply = gateway.ask("GET", "/pub/x")
     assert (reply.status, reply.json()["error"]) == (503, "overloaded")
     assert int(reply.get("Retry-After") or 0) >= 1 and int(reply.get("X-Response-Time-Ms") or 999) < 100
+    entry = gateway.entry(reply.get("X-Request-ID"))
+    assert (entry["error_type"], entry["error_message"]) == ("shed", "P1, more than 3 requests in flight")
     assert gateway.ask("GET", "/healthz").status == 200
     for thread in threads:
         thread.join(5)

@@ -78,6 +78,16 @@ def test_an_error_is_json_with_the_request_id_and_nothing_of_its_detail(client: 
     assert (ex.status, ex.error_type, ex.error_message) == (503, "no_healthy_instance", "10.0.0.7 refused")
 
 
+def test_a_refusal_for_overload_is_shed_in_the_log_and_overloaded_to_the_client(client: Conversation) -> None:
+    client.leaf.does = raising(
+        GatewayError("Overloaded.", status=503, code="overloaded", detail="P3, load 70% by CPU", reason="shed")
+    )
+    body = client.send(get("/a")).split(b"\r\n\r\n")[1]
+    assert json.loads(body)["error"] == "overloaded" and b"P3" not in client.received
+    (ex,) = client.records
+    assert (ex.error_type, ex.error_message) == ("shed", "P3, load 70% by CPU")
+
+
 def test_what_nobody_foresaw_is_a_500_that_tells_nothing_and_a_log_entry_that_tells_all(client: Conversation) -> None:
     client.leaf.does = raising(ValueError("secret"))
     answer = client.send(get("/a"))

@@ -46,7 +46,8 @@ def test_up_to_the_ceiling_requests_pass(exchange: Any, route: Any, in_flight: i
 def test_above_it_they_are_told_to_come_again(exchange: Any, route: Any, priority: str) -> None:
     house = House(6, 5, shedding())
     error = refusal(house.stage, exchange(route=route(priority=priority)))
-    assert error is not None and (error.status, error.code, error.reason) == (503, "overloaded", "in_flight")
+    assert error is not None and (error.status, error.code, error.reason) == (503, "overloaded", "shed")
+    assert error.detail == f"{priority}, more than 5 requests in flight"
     assert house.told == [priority]
 
 
