@@ -1,12 +1,18 @@
-"""What may stand on the command line: durations, moments, networks, scopes, ids of keys. Each says what it wants."""
+"""What may stand on the command line: durations, moments, networks, scopes, ids of keys, admin listeners.
+
+Each says what it wants.
+"""
 
 import re
 from datetime import UTC, datetime
 from ipaddress import ip_network
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 import click
 
+from apigw.cli.admin import Admin
+from apigw.config.model import AdminSection
 from apigw.config.problems import shown
 from apigw.core.api_keys import Malformed, split
 from apigw.core.scopes import is_scope
@@ -114,3 +120,21 @@ class KeyId(click.ParamType[str]):
         except Malformed:
             self.fail("that is no id of an API key: letters and digits, as `keys list` shows it", param, ctx)
         self.fail(f"give the id alone, {key_id}: a whole key does not belong on a command line", param, ctx)
+
+
+class AdminListener(click.ParamType[Admin]):
+    """`http://10.0.0.7:9601`, or without `http://`, or without the port."""
+
+    name = "url"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Admin:
+        if isinstance(value, Admin):
+            return value
+        try:
+            url = urlsplit(value if "://" in value else f"http://{value}")
+            host, port = url.hostname, url.port
+        except ValueError:  # a port that is none, brackets that do not close
+            host = None
+        if not host or url.scheme != "http" or url.path.strip("/") or url.query or url.fragment or "@" in url.netloc:
+            self.fail(f"{shown(value)} is no admin listener such as http://10.0.0.7:9601", param, ctx)
+        return Admin(host, AdminSection().port if port is None else port)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from apigw.cli.backends import _backend_row, _found_by, _instance_row
+from apigw.cli.backends import _backend_row, _found_by, _instance_row, _states
 from tests.cli.tool import run
 from tests.e2e.gateway import Gateway
 
@@ -59,3 +59,16 @@ def test_a_circuit_says_what_it_lets_through(circuit: dict[str, object] | None, 
 )
 def test_who_names_the_instances(discovery: dict[str, object] | None, shown: str | None) -> None:
     assert _found_by(discovery) == shown
+
+
+@pytest.mark.parametrize(
+    "circuits, shown",
+    [
+        ({"closed": ["a", "b"]}, "closed"),
+        ({"open": ["c"], "closed": ["a", "b"], "half open": ["d"]}, "closed; open at c; half open at d"),
+    ],
+)
+def test_the_circuits_of_a_fleet_are_told_by_the_commonest_and_by_who_differs(
+    circuits: dict[str, list[str]], shown: str
+) -> None:
+    assert _states(circuits) == shown

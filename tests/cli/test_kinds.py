@@ -5,7 +5,8 @@ import time
 import click
 import pytest
 
-from apigw.cli.kinds import Duration, KeyId, Moment, Network, Scope, duration_s, moment_s
+from apigw.cli.admin import Admin
+from apigw.cli.kinds import AdminListener, Duration, KeyId, Moment, Network, Scope, duration_s, moment_s
 
 
 def refusal(kind: click.ParamType, value: str) -> str:
@@ -73,3 +74,24 @@ def test_an_id_is_taken_and_a_whole_key_is_not_nor_repeated() -> None:
     assert "give the id alone, 3f9aK2mPq8Rz1LwX" in said and secret not in said
     for text in ("", "a-b", "pk_live_", "x" * 33):
         assert "no id of an API key" in refusal(KeyId(), text)
+
+
+@pytest.mark.parametrize(
+    "text, admin",
+    [
+        ("http://10.0.0.7:9601", Admin("10.0.0.7", 9601)),
+        ("http://gateway-1.internal/", Admin("gateway-1.internal", 9601)),
+        ("10.0.0.7:9700", Admin("10.0.0.7", 9700)),
+        ("localhost", Admin("localhost", 9601)),
+        ("[::1]:9700", Admin("::1", 9700)),
+    ],
+)
+def test_admin_listeners(text: str, admin: Admin) -> None:
+    assert AdminListener().convert(text, None, None) == admin
+
+
+@pytest.mark.parametrize(
+    "text", ["", "https://a:9601", "a:b", "a:70000", "http://a/status", "u:p@a", "a?b", "[::1", "http://:9601"]
+)
+def test_what_is_no_admin_listener_is_refused_with_an_example(text: str) -> None:
+    assert "is no admin listener such as http://10.0.0.7:9601" in refusal(AdminListener(), text)
