@@ -1,6 +1,7 @@
 """Whether an API key that memory does not know is good: asked of Redis, then of the database and bcrypt.
 
-    Redis       what another gateway checked: believed at once, and confirmed by the database right after
+    Redis       what another gateway checked: believed at once, and confirmed by the database right after; if that
+                does not answer, for as long as the record stands, so that a TTL does not begin anew with each worker
     database    the record; then bcrypt, unless this worker saw this very secret to be right before
 
 Note [A key that is revoked while it is checked]
@@ -179,11 +180,18 @@ class Examination:
             if await self._same(key, shown):
                 return
         except StoreDown:
+            await self._keep_for_the_rest(key, shown)
             return
         except Unusable:
             pass
         self._good.drop_one(shown.presented)
         await self._shared.drop(shown.digest)
+
+    async def _keep_for_the_rest(self, key: APIKey, shown: Shown) -> None:
+        until_s = self._clock.seconds() + await self._shared.left_s(shown.digest)
+        good = self._good.by_presented.get(shown.presented)
+        if good is not None and good.key is key:
+            good.until_s = min(good.until_s, until_s)
 
     def _confirmed(self, result: Any, confirming: "Deferred[None]") -> None:
         self._behind.discard(confirming)

@@ -37,6 +37,17 @@ class SharedKeys:
         except Unusable:
             return None
 
+    async def left_s(self, digest: str) -> float:
+        """How long the record still stands; 0 when it is gone, and when nobody answers."""
+        if self._store is None:
+            return 0.0
+        record = api_key_record(digest)
+        try:
+            left_ms: int = await self._store.command(record, "PTTL", record)
+        except StoreDown:
+            return 0.0
+        return max(0, left_ms) / 1000.0  # negative: no such record, or one without an end, which nobody here made
+
     async def put(self, key: APIKey, digest: str) -> None:
         """Let the others know. The digest is put where a revocation looks before the record is there."""
         if self._store is None:

@@ -90,6 +90,7 @@ class Store:
         self.commands: list[tuple[Any, ...]] = []
         self.down = False
         self.listening = True
+        self.left_ms = 300_000  # of each record's life
         self.answers: list[Deferred[Any]] | None = None  # when a list, GETs wait there for the test
         self._heard: list[tuple[str, Callable[[bytes], None]]] = []
         self._begins: list[Callable[[], None]] = []
@@ -104,6 +105,8 @@ class Store:
                 self.answers.append(Deferred())
                 return self.answers[-1]
             return succeed(self.values.get(key))
+        if name == "PTTL":
+            return succeed(self.left_ms if key in self.values else -2)
         if name == "SET":
             self.values[key] = words[2]
         elif name == "DEL":

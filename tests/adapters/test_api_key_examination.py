@@ -248,6 +248,35 @@ async def test_an_unknown_key_is_503_while_the_database_is_down_and_a_known_one_
 
 
 @pytest_twisted.ensureDeferred
+async def test_a_key_of_redis_that_the_database_cannot_confirm_is_good_no_longer_than_there(house: House) -> None:
+    """Else each worker that reads it in its last second would begin a TTL of its own, and nobody could revoke it."""
+    presented = house.table.put("k1")
+    first, second = await house.gateway(), await house.gateway()
+    await ask(first, presented)
+    house.table.down, house.store.left_ms = True, 100
+    assert isinstance(await ask(second, presented), APIKey)
+    (good,) = second.good.by_presented.values()
+    await until(lambda: good.until_s < reactor.seconds() + 0.1, reactor)
+    house.store.values.clear()
+    await until(lambda: isinstance(second.find(presented), Deferred), reactor)
+    assert await ask(second, presented) == "key_unverifiable"
+    assert isinstance(first.find(presented), APIKey), "it asked the database itself"
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_key_of_redis_that_the_database_confirms_has_its_whole_time(house: House) -> None:
+    presented = house.table.put("k1")
+    first, second = await house.gateway(), await house.gateway()
+    await ask(first, presented)
+    house.store.left_ms = 1
+    asked = len(house.table.finds)
+    assert isinstance(await ask(second, presented), APIKey)
+    await until(lambda: len(house.table.finds) > asked and not second.examination._behind, reactor)
+    (good,) = second.good.by_presented.values()
+    assert good.until_s > reactor.seconds() + 290.0
+
+
+@pytest_twisted.ensureDeferred
 async def test_a_record_that_makes_no_key_is_503_and_logged(house: House) -> None:
     keys = await house.gateway()
     assert await ask(keys, house.table.put("k1", partner_id="two words")) == "key_unverifiable"

@@ -61,6 +61,17 @@ async def test_redis_has_the_contracts_names_and_times_and_no_secret(server: Red
 
 
 @pytest_twisted.ensureDeferred
+async def test_how_long_a_record_stands_is_known(server: RedisServer) -> None:
+    keys = SharedKeys(Direct(server), 300.0)
+    await keys.put(KEY, NAME)
+    assert 290.0 < await keys.left_s(NAME) <= 300.0
+    server.command("PERSIST", f"apikey:{NAME}")
+    assert await keys.left_s(NAME) == 0.0, "nobody here made a record without an end"
+    await keys.drop(NAME)
+    assert await keys.left_s(NAME) == 0.0
+
+
+@pytest_twisted.ensureDeferred
 async def test_a_record_that_is_none_is_no_key(server: RedisServer) -> None:
     for nonsense in ("", "null", '{"partner_id": "root"}'):
         server.command("SET", f"apikey:{NAME}", nonsense)
@@ -74,5 +85,6 @@ async def test_without_redis_or_cache_nothing_is_there_and_nothing_fails(server:
     off = SharedKeys(Direct(server), 0.0)  # cache_ttl_seconds: 0
     for keys in (SharedKeys(down, 300.0), SharedKeys(None, 300.0), off):
         assert await keys.get(NAME, "k1") is None
+        assert await keys.left_s(NAME) == 0.0
         await keys.put(KEY, NAME)
         await keys.drop(NAME)
