@@ -180,6 +180,7 @@ METRICS: Final[dict[str, Metric]] = {
     "api_key_waiting": Metric("gauge", (), "Requests whose API key is looked into, or whose refusal waits its time."),
     "api_key_turned_away_total": Metric("counter", (), "API keys not looked into because too many were."),
     "api_key_unconfirmed_total": Metric("counter", (), "Known API keys let in while nobody could say of revocations."),
+    "api_key_database_up": Metric("gauge", (), "1 when the database of API keys answered its last question, else 0."),
     "api_key_changes_age_seconds": Metric("gauge", (), "Since when changes of API keys were not heard of."),
     "circuit_state": Metric("gauge", ("backend",), "0 closed, 1 half open, 2 open, 3 recovering by a ramp."),
     "circuit_openings_total": Metric("counter", ("backend",), "How often the circuit opened; failed probes are none."),

@@ -204,6 +204,7 @@ def _watch_api_keys(worker: "Worker") -> None:
     metrics.watch("api_key_waiting", value(lambda keys: keys.cases.waiting))
     metrics.watch("api_key_turned_away_total", value(lambda keys: keys.turned_away()))
     metrics.watch("api_key_unconfirmed_total", value(lambda keys: keys.examination.unconfirmed))
+    metrics.watch("api_key_database_up", value(lambda keys: float(keys.changes.database_up)))
     metrics.watch("api_key_changes_age_seconds", value(lambda keys: keys.changes.age_s()))
 
 

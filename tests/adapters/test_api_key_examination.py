@@ -248,6 +248,18 @@ async def test_an_unknown_key_is_503_while_the_database_is_down_and_a_known_one_
 
 
 @pytest_twisted.ensureDeferred
+async def test_a_known_key_can_be_locked_out_by_a_message_while_the_database_is_down(house: House) -> None:
+    """The runbook says so: forgotten by all, and not believed when Redis still has it."""
+    presented = house.table.put("k1")
+    gateways = [await house.gateway() for _ in range(2)]
+    for keys in gateways:
+        assert isinstance(await ask(keys, presented), APIKey)
+    house.table.down = True
+    house.store.publish("apigw:apikeys", b'{"key_id":"k1"}')
+    assert [await ask(keys, presented) for keys in gateways] == ["key_unverifiable"] * 2
+
+
+@pytest_twisted.ensureDeferred
 async def test_a_key_of_redis_that_the_database_cannot_confirm_is_good_no_longer_than_there(house: House) -> None:
     """Else each worker that reads it in its last second would begin a TTL of its own, and nobody could revoke it."""
     presented = house.table.put("k1")

@@ -317,9 +317,11 @@ def test_while_the_database_is_gone_known_keys_go_on_and_others_are_told_503(lau
         assert ask(gateway, known).status == 200
         time.sleep(0.1)
     assert gateway.metric("api_key_unconfirmed_total") > 0 and gateway.metric("api_key_changes_age_seconds") > 4
+    assert gateway.metric("api_key_database_up") == 0
     assert gateway.page("/readyz").status == 200
     keys.back()
     gateway.until(lambda: ask(gateway, unknown).status == 200, 6.0)
+    gateway.until(lambda: gateway.metric("api_key_database_up") == 1, 6.0)
     keys.store.revoke(known.record.key_id)
     gateway.until(lambda: ask(gateway, known).status == 401, 6.0)
 
