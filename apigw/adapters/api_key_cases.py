@@ -2,7 +2,7 @@
 
     arrives     the same key is looked into already    joins it
     arrives     too many requests wait                 503 at once, before anything is looked at
-    arrives     too many keys of this id are open      503 at its time
+    arrives     too many keys of this id are open      Redis alone is asked; what it does not have is 503 at its time
     waits       the key is good                        goes on, at once
     waits       its time comes and the key is refused  the refusal
     waits       its time comes and nobody knows yet    waits as long again, _LOOKS times in all, then 503
@@ -12,6 +12,10 @@ Note [The same time]
   So a refusal is given when a request is HOLD_S old, or twice that and so on; HOLD_S is some checks long, so that
   a check's queue seldom shows. What is counted and bounded is counted alike for ids that exist and ids that do
   not: a case stays open for HOLD_S, however soon its verdict is there, and fills its id's places until then.
+
+Note [The owner of a flooded id]
+  Whoever knows an id can keep its places taken. The owner's key, which another gateway has checked, is in Redis then,
+  and one GET for each key finds it. A case without a place (`crowded`) gets that and no more.
 """
 
 from collections.abc import Callable
@@ -32,16 +36,20 @@ _LOOKS: Final = 5
 
 
 class Case:
-    """One presented key that is looked into. `verdict` is None until somebody knows."""
+    """One presented key that is looked into. `verdict` is None until somebody knows.
 
-    __slots__ = ("name", "key_id", "verdict", "waiting", "held")
+    crowded: its id has no place left. See Note [The owner of a flooded id].
+    """
 
-    def __init__(self, name: str, key_id: str | None) -> None:
+    __slots__ = ("name", "key_id", "crowded", "verdict", "waiting", "held")
+
+    def __init__(self, name: str, key_id: str | None, crowded: bool) -> None:
         self.name = name
         self.key_id = key_id
+        self.crowded = crowded
         self.verdict: APIKey | GatewayError | None = None
         self.waiting: dict[_Waiter, None] = {}
-        self.held = True
+        self.held = not crowded  # it fills no place, and the same key may find one the next time
 
 
 class _Waiter:
@@ -72,7 +80,8 @@ class Cases:
         return len(self._open)
 
     def opened(self, name: str, key_id: str | None, preferred: bool) -> tuple[Case, bool]:
-        """The case of this key, and whether it is new, so that somebody must look into it and call decided().
+        """The case of this key, and whether it is new, so that somebody must look into it and call decided(); of one
+        that is crowded no further than into Redis.
 
         name: the key's digest. preferred: it was good before, so bounds that a flood fills are not for it.
         Raises AuthenticationUnavailable.
@@ -82,18 +91,14 @@ class Cases:
             if self.waiting >= self._most and not preferred:
                 self._turn_away()
             return case, False
-        case = Case(name, key_id)
-        if not preferred:
-            if self.waiting >= self._most or len(self._open) >= self._most:
-                self._turn_away()
-            if key_id is not None and len(self._by_id.get(key_id, ())) >= MAX_PER_ID:
-                self.turned_away += 1
-                case.verdict = AuthenticationUnavailable("key_unverifiable")
-                return case, False
-        self._open[name] = case
-        if key_id is not None:
-            self._by_id.setdefault(key_id, {})[case] = None
-        self._deadlines.add(self._hold_s, partial(self._let_go, case))
+        if not preferred and (self.waiting >= self._most or len(self._open) >= self._most):
+            self._turn_away()
+        crowded = not preferred and key_id is not None and len(self._by_id.get(key_id, ())) >= MAX_PER_ID
+        self._open[name] = case = Case(name, key_id, crowded)
+        if not crowded:
+            if key_id is not None:
+                self._by_id.setdefault(key_id, {})[case] = None
+            self._deadlines.add(self._hold_s, partial(self._let_go, case))
         return case, True
 
     def _turn_away(self) -> None:
@@ -112,6 +117,7 @@ class Cases:
     def decided(self, case: Case, verdict: APIKey | GatewayError) -> None:
         """What became of it. A good key's requests go on from here."""
         case.verdict = verdict
+        self.turned_away += case.crowded and isinstance(verdict, GatewayError)
         self._close(case)  # before anybody goes on, who may ask again
         if isinstance(verdict, APIKey):
             for waiter in list(case.waiting):

@@ -123,16 +123,24 @@ class APIKeys(MultiService):
         case, new = self.cases.opened(name, shown.key_id, preferred)
         waiting = self.cases.wait(case)
         if new:
-            refusal = self.examination.known(shown)
-            if refusal is not None and self.checks.idle:
-                self.cases.decided(case, refusal)
-            else:
-                examination = self.examination
-                telling = examination.at_its_turn(refusal, shown) if refusal else examination.verdict(shown, good)
-                looking: Deferred[Any] = Deferred.fromCoroutine(telling)
-                self._looking.add(looking)
-                looking.addBoth(self._looked, case, looking)
+            self._look(case, shown, good)
         return waiting
+
+    def _look(self, case: Case, shown: Shown, good: Good | None) -> None:
+        examination = self.examination
+        refusal = examination.known(shown)
+        if case.crowded:
+            telling = examination.found_in_redis(shown)
+        elif refusal is None:
+            telling = examination.verdict(shown, good)
+        elif self.checks.idle:
+            self.cases.decided(case, refusal)
+            return
+        else:
+            telling = examination.at_its_turn(refusal, shown)
+        looking: Deferred[Any] = Deferred.fromCoroutine(telling)
+        self._looking.add(looking)
+        looking.addBoth(self._looked, case, looking)
 
     def _looked(self, result: "APIKey | GatewayError | Failure", case: Case, looking: "Deferred[Any]") -> None:
         self._looking.discard(looking)

@@ -7,13 +7,16 @@ import bcrypt
 import pytest
 import pytest_twisted
 from twisted.internet import reactor as installed_reactor
-from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
 
-from apigw.adapters.api_keys import UNHEARD_S
-from apigw.core.api_keys import APIKey
+from apigw.adapters.api_key_cases import MAX_PER_ID
+from apigw.adapters.api_keys import UNHEARD_S, APIKeys
+from apigw.core.api_keys import APIKey, digest
 from apigw.errors import GatewayError
+from apigw.names import api_key_record
 from tests.adapters.api_key_world import SECRET, shown
 from tests.adapters.test_api_key_examination import NOW_S, House, ask
+from tests.servers import until
 
 reactor: Any = installed_reactor
 
@@ -134,6 +137,48 @@ async def test_a_flood_on_one_id_does_not_starve_another(house: House) -> None:
         await one
     assert set(reasons) == {"key_wrong", "key_unverifiable"} and reasons.count("key_wrong") <= 5
     assert keys.cases.waiting == keys.checks.queued == 0
+
+
+def crowd(keys: APIKeys, key_id: str, *presented: bytes) -> "tuple[list[Deferred[Any]], Deferred[list[str]]]":
+    """Guesses that take all places of an id, and right after them these keys, asked; and the reasons of them all."""
+    guesses = [shown(key_id, b"%043d" % number) for number in range(MAX_PER_ID)]
+    asked: list[Deferred[Any]] = [maybeDeferred(keys.find, one) for one in (*guesses, *presented)]
+    told = [_told(one) for one in asked]
+    return asked[MAX_PER_ID:], gatherResults(told)
+
+
+def _told(asked: "Deferred[Any]") -> "Deferred[str]":
+    told: Deferred[str] = Deferred()
+    asked.addCallbacks(lambda _: told.callback("good"), lambda failure: told.callback(failure.value.reason))
+    return told
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_guesser_who_takes_all_places_of_an_id_does_not_keep_its_owner_out(house: House) -> None:
+    """Another gateway has checked the owner's key, so Redis has it; a guess is not there, and ends as it would."""
+    first, second = await house.gateway(), await house.gateway()
+    presented = house.table.put("k1")
+    await ask(first, presented)
+    (_, owner), told = crowd(second, "k1", shown("k1", b"g" * 43), presented)
+    assert owner.called, "at once"
+    assert await told == ["key_wrong"] * MAX_PER_ID + ["key_unverifiable", "good"]
+    assert second.hits()["redis"] == second.turned_away() == 1
+
+
+@pytest_twisted.ensureDeferred
+async def test_whose_id_has_no_place_left_is_let_in_by_nothing_but_a_good_key_in_redis(house: House) -> None:
+    """One that has expired gets the 503 that others get; and none that is known to be wrong costs a look."""
+    first, second = await house.gateway(), await house.gateway()
+    expired, guess = house.table.put("k1", expires_s=NOW_S + 60), shown("k1", b"g" * 43)
+    await ask(first, expired)
+    assert await ask(second, guess) == "key_wrong"
+    await until(lambda: not len(second.cases), reactor)
+    house.now_s += 60
+    house.store.commands.clear()
+    _, told = crowd(second, "k1", guess, expired)
+    looks = [words[1] for words in house.store.commands if words[0] == "GET"]
+    assert len(looks) == MAX_PER_ID + 1 and looks[-1] == api_key_record(digest(expired))
+    assert await told == ["key_expired"] * MAX_PER_ID + ["key_unverifiable"] * 2
 
 
 @pytest_twisted.ensureDeferred

@@ -8,6 +8,7 @@ from typing import Any, Callable
 
 import pytest
 
+from apigw.adapters.api_key_cases import MAX_PER_ID
 from apigw.adapters.key_store import KeyStore, NewKey
 from apigw.names import API_KEYS_CHANNEL, api_key_digests, api_key_record
 from tests.e2e.client import Response
@@ -256,6 +257,20 @@ def test_with_redis_a_key_is_checked_once_and_a_revocation_counts_at_once(
     print(f"refused on both gateways after {took_s * 1000:.0f} ms, beside the second that a refusal is held")
     assert took_s < 1.5
     assert [ask(gateway, other).status for gateway in (first, second)] == [200, 200]
+
+
+def test_with_redis_a_guesser_of_an_id_does_not_keep_its_owner_out(
+    launch: Launch, keys: Keys, redis: RedisServer
+) -> None:
+    """On a gateway that never saw the key, while guesses have all places of its id; another one has checked it."""
+    first, second = pair(launch, keys, redis)
+    key = keys.new()
+    assert ask(first, key).status == 200
+    with ThreadPoolExecutor(MAX_PER_ID) as pool:
+        guesses = [pool.submit(ask, second, f"pk_live_{key.record.key_id}_{i:043d}") for i in range(MAX_PER_ID)]
+        second.until(lambda: second.metric("in_flight_requests") == MAX_PER_ID)
+        assert ask(second, key).status == 200
+    assert [guess.result().status for guess in guesses] == [401] * MAX_PER_ID
 
 
 def test_with_redis_a_revocation_whose_message_is_lost_counts_within_five_seconds(

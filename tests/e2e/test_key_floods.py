@@ -12,11 +12,13 @@ from pathlib import Path
 
 import pytest
 
+from apigw.adapters.api_key_cases import HOLD_S
 from apigw.adapters.key_store import KeyStore
 from tests.e2e import surge
 from tests.e2e.conftest import Change, Launch
 from tests.e2e.gateway import Gateway, backend, protected
 from tests.postgresql import postgresql_server
+from tests.servers import redis_server
 
 RATE = 1000  # a second
 CONNECTIONS = 1600  # a refusal takes a second, so as many wait at a time
@@ -78,6 +80,7 @@ class House:
             gateway.settings["routes"].append(protected("keyed", "/keyed/*", backend="quick", auth_type="api_key"))
             change(gateway)
 
+        self.settle = settle  # for another gateway on the same keys
         self.gateway: Gateway = launch(settle)
         assert self.gateway.ask("GET", "/keyed/x", ("X-API-Key", self.good.presented)).status == 200
 
@@ -172,6 +175,34 @@ def test_ever_different_secrets_of_one_id_get_a_few_checks_and_a_good_key_does_n
     house.gateway.until(
         lambda: house.gateway.ask("GET", "/keyed/x", ("X-API-Key", house.victim.presented)).status == 200, 10
     )
+
+
+@pytest.mark.slow
+def test_the_owner_of_a_flooded_id_gets_in_where_redis_has_the_key(
+    launch: Launch, quick_backend: int, tmp_path: Path
+) -> None:
+    """In the midst of ever different secrets of its id, on a gateway that never saw the key; another one checked it."""
+    with redis_server() as redis:
+        house = House(
+            launch, sqlite(tmp_path), quick_backend, lambda gateway: gateway.settings.update(redis={"url": redis.url})
+        )
+        owner = ("X-API-Key", house.victim.presented)
+        assert house.gateway.ask("GET", "/keyed/x", owner).status == 200
+        fresh: Gateway = launch(house.settle)
+        fresh.until(lambda: fresh.metric("shared_store_listening") == 1)
+        target, head = FLOODS["wrong"]
+        flood = surge.clients(
+            port=fresh.http, target=target, head=head.replace("{victim}", house.victim.record.key_id) + ELSEWHERE,
+            rate=RATE, connections=CONNECTIONS, seconds=SECONDS + BEGIN_S, niceness=5,
+        )  # fmt: skip
+        time.sleep(BEGIN_S)
+        began_s = time.monotonic()
+        answer = fresh.ask("GET", "/keyed/x", owner)
+        took_s = time.monotonic() - began_s
+        seen = surge.summary(flood, 60)
+        assert answer.status == 200 and took_s < HOLD_S, (answer.status, took_s)
+        assert seen.statuses.keys() == {401, 503} and seen.wait_s(0.01) > 0.95
+        assert fresh.metric("api_key_hits_total", layer="redis") == 1
 
 
 @pytest.mark.slow
