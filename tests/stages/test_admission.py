@@ -33,31 +33,43 @@ def refusal(stage: Admission, ex: Any) -> GatewayError | None:
     return None
 
 
-@pytest.mark.parametrize("in_flight", [0, 1, 5])
+@pytest.mark.parametrize("in_flight", [0, 1, 80])
 @pytest.mark.parametrize("priority", ["P0", "P1", "P2", "P3"])
 def test_up_to_the_ceiling_requests_pass(exchange: Any, route: Any, in_flight: int, priority: str) -> None:
     """The request itself is counted already."""
-    house = House(in_flight, 5, shedding())
+    house = House(in_flight, 100, shedding())
     assert refusal(house.stage, exchange(route=route(priority=priority))) is None
     assert house.told == []
 
 
 @pytest.mark.parametrize("priority", ["P0", "P1", "P2", "P3"])
 def test_above_it_they_are_told_to_come_again(exchange: Any, route: Any, priority: str) -> None:
-    house = House(6, 5, shedding())
+    house = House(101, 100, shedding())
     error = refusal(house.stage, exchange(route=route(priority=priority)))
     assert error is not None and (error.status, error.code, error.reason) == (503, "overloaded", "shed")
-    assert error.detail == f"{priority}, more than 5 requests in flight"
+    places = {"P0": 100, "P1": 95, "P2": 90, "P3": 80}[priority]
+    assert error.detail == f"{priority}, more than {places} requests in flight"
     assert house.told == [priority]
 
 
-@pytest.mark.parametrize(("priority", "ceiling"), [("P0", 100), ("P1", 100), ("P2", 90), ("P3", 80)])
-def test_low_priorities_leave_the_last_places_to_the_others(
-    exchange: Any, route: Any, priority: str, ceiling: int
+@pytest.mark.parametrize(
+    ("ceiling", "places"),
+    [
+        (5000, {"P0": 5000, "P1": 4750, "P2": 4500, "P3": 4000}),
+        (100, {"P0": 100, "P1": 95, "P2": 90, "P3": 80}),
+        (10, {"P0": 10, "P1": 9, "P2": 8, "P3": 6}),
+        (3, {"P0": 3, "P1": 2, "P2": 1, "P3": 1}),
+        (1, {"P0": 1, "P1": 1, "P2": 1, "P3": 1}),
+    ],
+)
+def test_each_priority_leaves_the_last_places_to_those_before_it(
+    exchange: Any, route: Any, ceiling: int, places: dict[str, int]
 ) -> None:
-    ex = exchange(route=route(priority=priority))
-    assert refusal(House(ceiling, 100, shedding()).stage, ex) is None
-    assert refusal(House(ceiling + 1, 100, shedding()).stage, ex) is not None
+    """Small ceilings, too; and each has a place where nobody else is."""
+    for priority, most in places.items():
+        ex = exchange(route=route(priority=priority))
+        assert refusal(House(most, ceiling, shedding()).stage, ex) is None
+        assert refusal(House(most + 1, ceiling, shedding()).stage, ex) is not None
 
 
 def test_an_overloaded_worker_refuses_by_priority_and_says_why_to_the_log_alone(exchange: Any, route: Any) -> None:
