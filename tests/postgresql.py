@@ -10,7 +10,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ class PostgreSQL:
         self._folder = Path(tempfile.mkdtemp(prefix="apigw-postgresql-"))
         self._process: subprocess.Popen[bytes] | None = None
         self._databases = 0
+        self._frozen = False
         if self._as:
             shutil.chown(self._folder, USER, USER)
         command = [self._bin / "initdb", "--no-sync", "--auth=trust", f"--username={USER}", "--locale=C", "-E", "UTF8"]
@@ -61,6 +62,11 @@ class PostgreSQL:
                 stderr=output,
                 **self._as,
             )
+        self._ready()
+
+    def _ready(self) -> None:
+        """Returns when it answers, so also when it has served all who came before."""
+        assert self._process is not None
         end_s = time.monotonic() + 30
         while True:
             try:
@@ -74,16 +80,38 @@ class PostgreSQL:
     def admin_url(self) -> str:
         return f"postgresql://{USER}@127.0.0.1:{self.port}/postgres"
 
-    def database(self) -> str:
+    def database(self, name: str | None = None) -> str:
         """The URL of a new, empty database."""
         self._databases += 1
-        name = f"keys{self._databases}"
+        name = name or f"keys{self._databases}"
         with psycopg.connect(self.admin_url, autocommit=True) as connection:
             connection.execute(f"CREATE DATABASE {name}")  # type: ignore[call-overload]
         return f"postgresql://{USER}@127.0.0.1:{self.port}/{name}"
 
+    def freeze(self) -> None:
+        """SIGSTOP to the server and all that serve connections: the kernel accepts and acknowledges, nobody answers."""
+        self._signal(signal.SIGSTOP)
+        self._frozen = True
+
+    def thaw(self) -> None:
+        """Returns when it answers."""
+        self._signal(signal.SIGCONT)
+        self._frozen = False
+        self._ready()
+
+    def _signal(self, number: int) -> None:
+        """First to the server: a stopped one has no new children."""
+        assert self._process is not None
+        self._process.send_signal(number)
+        children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text()
+        for child in children.split():
+            with suppress(ProcessLookupError):
+                os.kill(int(child), number)
+
     def stop(self) -> None:
         """At once, as after a power cut; gone when this returns."""
+        if self._frozen:
+            self.thaw()  # PostgreSQL waits for a child that it makes while it is told to stop
         process, self._process = self._process, None
         if process is not None:
             process.send_signal(signal.SIGQUIT)

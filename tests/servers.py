@@ -160,6 +160,7 @@ def redis_server(*arguments: str, **options: Any) -> Iterator[RedisServer]:
 class DelayProxy:
     """A TCP proxy that hands on the server's bytes `delay_s` late, which may be set at any time.
 
+    target_port: where the next connection leads; those that are open stay where they are.
     connections: how many were made so far.
     """
 
@@ -167,7 +168,7 @@ class DelayProxy:
         self.delay_s = delay_s
         self.connections = 0
         self._reactor = reactor
-        self._target_port = target_port
+        self.target_port = target_port
         self._open: set[Protocol] = set()
         factory = Factory.forProtocol(_ClientSide)
         factory.proxy = self  # type: ignore[attr-defined]
@@ -176,7 +177,7 @@ class DelayProxy:
 
     def connect(self, protocol: Protocol) -> "Deferred[Any]":
         self.connections += 1
-        endpoint = TCP4ClientEndpoint(self._reactor, "127.0.0.1", self._target_port, timeout=1)
+        endpoint = TCP4ClientEndpoint(self._reactor, "127.0.0.1", self.target_port, timeout=1)
         return connectProtocol(endpoint, protocol)
 
     def hand_on(self, data: bytes, transport: Any) -> None:

@@ -21,9 +21,6 @@ from apigw.errors import StoreDown
 
 BUSY_TIMEOUT_S: Final = 1.5  # SQLite, another process writes; below TIMEOUT_S of api_key_database.py
 WRITE_WAIT_S: Final = 5.0  # likewise, for who writes: an operator, behind others; SQLite's turns are not fair
-CONNECT_TIMEOUT_S: Final = 2  # libpq takes whole seconds, 2 at least
-STATEMENT_TIMEOUT_MS: Final = 1500
-UNACKNOWLEDGED_MS: Final = 3000  # a peer that is gone without a word: the kernel gives the connection up
 _CONNECTIONS: Final = 2  # one a thread that asks
 _WAL_TRIES: Final = 50
 _WRITES: Final = {"apigw_writes": True}
@@ -112,21 +109,18 @@ def _parsed(url: str) -> URL:
 def _engine(url: URL) -> Engine:
     pool = {"pool_size": _CONNECTIONS, "max_overflow": _CONNECTIONS, "pool_timeout": 2}
     if url.drivername == "sqlite":
-        engine = create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_S}, **pool)
-        event.listen(engine, "connect", _sqlite_connected)
-        event.listen(engine, "begin", _sqlite_begins)
-        return engine
-    engine = create_engine(url, connect_args=_libpq(url), pool_pre_ping=True, **pool)
-    event.listen(engine, "connect", _postgresql_connected)
-    return engine
+        sqlite = create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_S}, **pool)
+        event.listen(sqlite, "connect", _sqlite_connected)
+        event.listen(sqlite, "begin", _sqlite_begins)
+        return sqlite
+    from apigw.adapters.key_postgresql import engine  # psycopg: gateways with SQLite do without it
+
+    return engine(url, **pool)
 
 
 def _autocommit(engine: Engine) -> dict[str, str]:
     """PostgreSQL: a read is one statement, so BEGIN and ROLLBACK would be two round trips for nothing."""
     return {} if engine.dialect.name == "sqlite" else {"isolation_level": "AUTOCOMMIT"}
-
-
-# -- SQLite
 
 
 def _make_file(path: Path) -> None:
@@ -170,29 +164,6 @@ def _sqlite_begins(connection: Connection) -> None:
     connection.exec_driver_sql(f"PRAGMA busy_timeout = {wait_s * 1000:.0f}")
     if writes:
         connection.exec_driver_sql("BEGIN IMMEDIATE")
-
-
-# -- PostgreSQL
-
-
-def _libpq(url: URL) -> dict[str, Any]:
-    """What the URL does not say itself."""
-    ours = {
-        "connect_timeout": CONNECT_TIMEOUT_S,
-        "tcp_user_timeout": UNACKNOWLEDGED_MS,
-        "keepalives_idle": 5,
-        "keepalives_interval": 2,
-        "keepalives_count": 2,
-        "application_name": "apigw",
-    }
-    return {name: value for name, value in ours.items() if name not in url.query}
-
-
-def _postgresql_connected(connection: Any, _: object) -> None:
-    with connection.cursor() as cursor:
-        cursor.execute(f"SET statement_timeout = {STATEMENT_TIMEOUT_MS}")
-        cursor.execute(f"SET lock_timeout = {STATEMENT_TIMEOUT_MS}")
-    connection.commit()
 
 
 @contextmanager

@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from apigw.adapters.key_database import Database
 from apigw.adapters.key_store import KeyStore
 from apigw.errors import StoreDown
-from tests.postgresql import PostgreSQL, postgresql_server
+from tests.postgresql import PostgreSQL
 from tests.servers import free_port
 
 
@@ -90,31 +89,6 @@ def test_a_writer_waits_for_another_and_not_without_an_end(tmp_path: Path) -> No
     other.close()
     assert store.revoke(record.key_id).revoked_s
     store.close()
-
-
-def test_a_postgresql_that_went_away_is_told_and_found_again() -> None:
-    """Its connections are made anew; nothing is asked twice by the caller."""
-    with postgresql_server() as server:
-        url = server.database()
-        store = KeyStore(url, cost=4)
-        record = store.create("acme").record
-        server.stop()
-        with pytest.raises(StoreDown, match="database of API keys"):
-            store.find(record.key_id)
-        server.start()
-        assert store.find(record.key_id) == record
-        store.close()
-
-
-def test_a_statement_that_waits_for_a_lock_has_an_end(postgresql: PostgreSQL) -> None:
-    database = Database(postgresql.database())
-    with database.writing() as holder:
-        holder.exec_driver_sql("LOCK TABLE api_keys IN ACCESS EXCLUSIVE MODE")
-        began_s = time.monotonic()
-        with pytest.raises(StoreDown, match="timeout"), database.reading() as reader:
-            reader.exec_driver_sql("SELECT count(*) FROM api_keys")
-        assert 1.0 < time.monotonic() - began_s < 3.0
-    database.close()
 
 
 def test_what_is_told_has_no_password(postgresql: PostgreSQL) -> None:
