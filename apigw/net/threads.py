@@ -19,18 +19,17 @@ _STOP_S = 3.0  # what a thread has to end its last piece of work; then it is lef
 
 
 class _Job:
-    """One call. It is dropped when it was taken back before a thread had it."""
+    """One call. Taken back before a thread has it, it is an empty shell that waits for its turn to be dropped."""
 
-    __slots__ = ("function", "arguments", "answer", "cancelled")
+    __slots__ = ("call", "answer")
 
     def __init__(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
-        self.function = function
-        self.arguments = arguments
-        self.cancelled = False
+        self.call: tuple[Callable[..., Any], tuple[Any, ...]] | None = (function, arguments)
         self.answer: Deferred[Any] = Deferred(self._cancel)
 
     def _cancel(self, _: object) -> None:
-        self.cancelled = True
+        """What it would have worked on must not wait, too: threads may hang for long."""
+        self.call = None
 
 
 class Threads(Service):
@@ -93,14 +92,15 @@ class Threads(Service):
         if self._niceness:
             _stand_back(self._niceness)
         while (job := jobs.get()) is not None:
-            if job.cancelled:
+            call = job.call  # once: it may be taken back at any moment
+            if call is None:
                 continue
             try:
-                result = job.function(*job.arguments)
+                result = call[0](*call[1])
             except BaseException:  # whatever it is belongs to the caller; a thread that dies would hang its queue
                 result = Failure()
             self._reactor.callFromThread(_answer, job, result)
-            del job, result  # what it held must not live until the next job comes
+            del job, call, result  # what it held must not live until the next job comes
         self._reactor.callFromThread(self._ended)
 
     def _ended(self) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import threading
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -57,6 +58,24 @@ async def test_what_was_taken_back_is_never_begun(threads: Threads) -> None:
     await first
     await third
     assert done == ["third"]
+
+
+class Thing:
+    """Something that a weak reference can be made to."""
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_was_taken_back_keeps_nothing_while_the_threads_hang(threads: Threads) -> None:
+    gate, thing = threading.Event(), Thing()
+    kept = weakref.ref(thing)
+    first = threads.run(gate.wait, 5)
+    second = threads.run(repr, thing)
+    second.addErrback(lambda failure: failure.trap(CancelledError) and None)
+    del thing
+    second.cancel()
+    assert kept() is None
+    gate.set()
+    await first
 
 
 @pytest_twisted.ensureDeferred
