@@ -30,7 +30,7 @@ from apigw.net.names import Names  # noqa: E402
 from apigw.worker import Worker  # noqa: E402
 
 _reactor: Any = reactor  # which is a module to a type checker
-_reactor.installNameResolver(Names(_reactor.nameResolver))
+_reactor.installNameResolver(Names(_reactor))
 
 
 class Options(usage.Options):

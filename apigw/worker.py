@@ -52,7 +52,7 @@ from apigw.edge.site import Site
 from apigw.errors import ConfigurationError, StoreDown
 from apigw.net.connect import Connector
 from apigw.net.deadlines import Deadlines
-from apigw.net.memory import keep_out_of_sight, settle_memory, trim_memory
+from apigw.net.memory import keep_out_of_sight, settle_memory, trim_memory, trim_soon
 from apigw.ports import WallClock
 from apigw.status import status, watch
 from apigw.supervisor import signals
@@ -293,7 +293,7 @@ class Worker(MultiService):
         self.config = config
         log.info("configuration {version} is in force", version=config.version)
         keep_out_of_sight()
-        self._reactor.callInThread(trim_memory)
+        trim_soon(self._reactor)
 
     async def _new_sources(self, config: Config) -> tuple[JWKS | None, APIKeys | None]:
         """What verifies credentials: as it is where its section is, else new and started. Raises ConfigurationError."""

@@ -15,7 +15,6 @@ from time import thread_time
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred, TimeoutError
-from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 
 from apigw.adapters.wanted_instances import Wanted
@@ -23,6 +22,7 @@ from apigw.config.reading import Unreadable, read_bounded
 from apigw.core.discovery import REASONS, Belief, Entry, RawEntry, Sifted, sift
 from apigw.net.fetch import Answer, FetchFailed, Question, Trust, ask
 from apigw.net.poller import Poller, PollFailed
+from apigw.net.threads import in_thread
 from apigw.ports import WallClock
 
 MAX_ANSWER_BYTES = 4 * 2**20  # a thousand instances with all that Consul knows of them; parsing it takes 20 ms
@@ -149,7 +149,7 @@ class RegistryPoller(Poller):
         if size_bytes <= _LARGE_BYTES:
             self._judged(*judge())
         else:
-            self._judged(*await deferToThreadPool(self._reactor, self._reactor.getThreadPool(), judge))
+            self._judged(*await in_thread(self._reactor, judge))
 
     def heard(self, answer: Iterable[RawEntry | None]) -> None:
         """A whole list came. Raises PollFailed when nothing in it is usable."""

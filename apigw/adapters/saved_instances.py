@@ -12,13 +12,13 @@ from typing import Any
 
 import orjson
 from attrs import frozen
-from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from apigw.adapters.wanted_instances import Wanted
 from apigw.config.reading import Unreadable, read_bounded
 from apigw.core.discovery import Entry, RawEntry, sift
+from apigw.net.threads import in_thread
 from apigw.ports import WallClock
 
 _MAX_BYTES = 1_048_576  # a thousand entries are 60 KB
@@ -82,8 +82,7 @@ class SavedInstances:
 
     def _write(self, backend: str, content: bytes) -> None:
         self._writing.add(backend)
-        pool = self._reactor.getThreadPool()
-        writing = deferToThreadPool(self._reactor, pool, _replace, self._folder, self._path(backend), content)
+        writing = in_thread(self._reactor, _replace, self._folder, self._path(backend), content)
         writing.addCallbacks(self._written, self._unwritten)
         writing.addBoth(self._ended, backend)
 

@@ -9,12 +9,12 @@ from typing import Any, Protocol, Sequence
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IWriteDescriptor
-from twisted.internet.threads import deferToThreadPool
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from apigw.core.discovery import leads_astray
 from apigw.net.deadlines import Deadlines
+from apigw.net.threads import in_thread
 from apigw.net.transport import TCPTransport
 
 _RESOLVED_FOR_S = 30.0  # a name's addresses are asked again after that; when that fails the old ones stay
@@ -24,7 +24,7 @@ _MAX_NAMES = 4096  # kept; where instances come and go for months, all are forgo
 REFUSED, TIMED_OUT, UNREACHABLE, UNRESOLVED = "connection_refused", "connect_timeout", "unreachable", "unresolved"
 EXHAUSTED = "gateway_exhausted"
 
-# This host has no descriptor, port or memory left for a connection: that says nothing about the other side.
+# This host has no descriptor, port, thread or memory left for a connection: that says nothing about the other side.
 _EXHAUSTION = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL, errno.EAGAIN))
 
 Address = tuple[int, Any]  # socket family, sockaddr
@@ -132,7 +132,9 @@ class _Attempt:
 
     def unresolved(self, failure: Failure) -> None:
         number = failure.value.errno if isinstance(failure.value, OSError) else None
-        if number in _EXHAUSTION or _exhausted():  # a resolver that cannot open its files says: no such name
+        if number in _EXHAUSTION:
+            self._fail(EXHAUSTED, failure.getErrorMessage())
+        elif _exhausted():  # a resolver that cannot open its files says: no such name
             self._fail(EXHAUSTED, os.strerror(errno.EMFILE))
         else:
             self._fail(UNRESOLVED, failure.getErrorMessage())
@@ -205,9 +207,7 @@ class Connector:
     def _ask(self, name: _Name) -> None:
         """In a thread, and once at a time a name: a dead name server must not fill the threads with one name."""
         self._asking[name] = []
-        resolving = deferToThreadPool(
-            self._reactor, self._reactor.getThreadPool(), socket.getaddrinfo, *name, type=socket.SOCK_STREAM
-        )
+        resolving = in_thread(self._reactor, socket.getaddrinfo, *name, type=socket.SOCK_STREAM)
         resolving.addCallback(self._found, name)
         resolving.addErrback(self._not_found, name)
 

@@ -2,6 +2,14 @@
 
 import ctypes
 import gc
+from typing import Any
+
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from apigw.net.threads import in_thread
+
+log = Logger()
 
 _GENERATIONS = (50_000, 20, 100)  # a request leaves no cycles: look for them rarely
 
@@ -29,3 +37,12 @@ def trim_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
     except (AttributeError, OSError):  # not glibc
         pass
+
+
+def trim_soon(reactor: Any) -> None:
+    """trim_memory() in a thread. Without one the pages stay, which is no failure of whoever wants them back."""
+    in_thread(reactor, trim_memory).addErrback(_kept)
+
+
+def _kept(failure: Failure) -> None:
+    log.warn("free memory is not given back: {why}", why=failure.getErrorMessage())

@@ -3,17 +3,30 @@
 Twisted asks getaddrinfo in a thread for each connection, also for what is an address already. While a name server is
 silent, each question takes a thread for 10 to 30 s, and clients that give up and try again ask anew: the few threads of
 the reactor are soon all taken, and reloads wait behind them. Here whoever asks for a name that is being asked for
-already waits for that answer, and an address is its own answer.
+already waits for that answer, and an address is its own answer. Also where nobody can be asked there is an answer, no
+address: Twisted's own resolver says nothing at all then, and all who wait for the name would wait for ever.
 """
 
+import socket
 from collections.abc import Sequence
 from ipaddress import ip_address
-from typing import Any
+from typing import Any, Final
 
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.interfaces import IAddress, IHostnameResolver, IHostResolution, IResolutionReceiver
+from twisted.logger import Logger
+from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from apigw.net.threads import in_thread
+
+log = Logger()
+
+_FAMILIES: Final[dict[Any, int]] = {(IPv4Address,): socket.AF_INET, (IPv6Address,): socket.AF_INET6}  # else both
+    (IPv4Address,): socket.AF_INET,
+    (IPv6Address,): socket.AF_INET6,
+}  # else both
+_KINDS: Final = {"TCP": socket.SOCK_STREAM, "UDP": socket.SOCK_DGRAM}
 _Name = tuple[str, int, tuple[type[IAddress], ...], str]
 
 
@@ -30,10 +43,10 @@ class _Resolution:
 
 @implementer(IHostnameResolver)
 class Names:
-    """Puts itself before another resolver: reactor.installNameResolver(Names(reactor.nameResolver))."""
+    """In the place of Twisted's resolver: reactor.installNameResolver(Names(reactor))."""
 
-    def __init__(self, resolver: Any) -> None:
-        self._resolver = resolver
+    def __init__(self, reactor: Any) -> None:
+        self._reactor = reactor
         self._asking: dict[_Name, list[IResolutionReceiver]] = {}
 
     def resolveHostName(
@@ -58,30 +71,29 @@ class Names:
             waiting.append(resolutionReceiver)
             return resolution  # type: ignore[no-any-return]
         self._asking[name] = [resolutionReceiver]
-        answer: Any = _Answer(self._asking, name)
-        self._resolver.resolveHostName(answer, hostName, portNumber, addressTypes, transportSemantics)
+        kind = _KINDS[transportSemantics]
+        asking = in_thread(self._reactor, socket.getaddrinfo, hostName, portNumber, _FAMILIES.get(name[2], 0), kind)
+        asking.addErrback(_nothing, hostName)
+        asking.addCallback(self._answered, name)
         return resolution  # type: ignore[no-any-return]
 
-
-@implementer(IResolutionReceiver)
-class _Answer:
-    """Takes the addresses of one name, for all who wait for them."""
-
-    def __init__(self, asking: dict[_Name, list[IResolutionReceiver]], name: _Name) -> None:
-        self._asking = asking
-        self._name = name
-        self._addresses: list[IAddress] = []
-
-    def resolutionBegan(self, resolutionInProgress: IHostResolution) -> None: ...
-
-    def addressResolved(self, address: IAddress) -> None:
-        self._addresses.append(address)
-
-    def resolutionComplete(self) -> None:
-        for receiver in self._asking.pop(self._name):
-            for address in self._addresses:
+    def _answered(self, found: Sequence[Any], name: _Name) -> None:
+        addresses = [_address(family, name[3], sockaddr) for family, _, _, _, sockaddr in found]
+        for receiver in self._asking.pop(name):
+            for address in addresses:
                 receiver.addressResolved(address)
             receiver.resolutionComplete()
+
+
+def _nothing(failure: Failure, host: str) -> Sequence[Any]:
+    """No address. What the resolver says is told by whoever asked; that it could not even be asked is not."""
+    if not isinstance(failure.value, socket.gaierror):
+        log.warn("the name {host!r} could not be asked for: {why}", host=host, why=failure.getErrorMessage())
+    return ()
+
+
+def _address(family: int, semantics: str, sockaddr: Any) -> Any:
+    return (IPv4Address if family == socket.AF_INET else IPv6Address)(semantics, *sockaddr)  # type: ignore[arg-type]
 
 
 def _own_address(host: str, port: int, semantics: str) -> Any:

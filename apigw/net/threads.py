@@ -1,9 +1,10 @@
 """Threads for what blocks: a few, of one purpose, whose work never waits longer than its caller says.
 
 Not Twisted's pool: that one is shared by everything (name lookups, reloads), has no priorities, and at the end of
-the process waits for its threads without an end.
+the process waits for its threads without an end. in_thread() is for what may share it.
 """
 
+import errno
 import os
 import threading
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from typing import Any, TypeVar
 
 from twisted.application.service import Service
 from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.threads import deferToThreadPool
 from twisted.python.failure import Failure
 
 T = TypeVar("T")
@@ -108,6 +110,20 @@ class Threads(Service):
         stopped = self._stopped
         if self._alive <= 0 and stopped is not None and not stopped.called:
             stopped.callback(None)
+
+
+def in_thread(reactor: Any, function: Callable[..., T], *arguments: Any, **named: Any) -> "Deferred[T]":
+    """What the function returns or raises in a thread of the reactor's; never from inside this call.
+
+    Fails with OSError, EAGAIN, where no thread can be started: a limit of processes, no memory. Twisted raises then,
+    and whoever has noted by that time that he waits for an answer would wait for ever.
+    """
+    try:
+        return deferToThreadPool(reactor, reactor.getThreadPool(), function, *arguments, **named)
+    except RuntimeError as error:
+        failed: Deferred[T] = Deferred()
+        reactor.callLater(0, failed.errback, Failure(OSError(errno.EAGAIN, str(error))))
+        return failed
 
 
 def _answer(job: _Job, result: Any) -> None:

@@ -7,12 +7,12 @@ applied in one turn of the loop.
 from typing import Any, Callable, Generic, TypeVar
 
 from twisted.internet.defer import Deferred
-from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from apigw.errors import ConfigurationError
 from apigw.net.poller import Poller
+from apigw.net.threads import in_thread
 
 Prepared = TypeVar("Prepared")
 
@@ -43,7 +43,7 @@ class Reloader(Generic[Prepared]):
             self._again = True
             return
         self._running = True
-        preparing: Deferred[Any] = deferToThreadPool(self._reactor, self._reactor.getThreadPool(), self._prepare)
+        preparing: Deferred[Any] = in_thread(self._reactor, self._prepare)
         preparing.addCallback(self._apply)
         preparing.addCallbacks(self._done, self._refused)
         preparing.addBoth(self._ended)

@@ -15,6 +15,7 @@ from apigw.config.model import Discovery
 from apigw.core.discovery import Entry
 from tests.adapters.registry_world import NOW_S, REACTOR
 from tests.servers import until
+from tests.threadless import Threadless
 
 WANTED = Wanted("orders", Discovery("etcd", "orders", endpoints=("http://10.9.9.9:2379",)))
 LIST = (Entry("10.0.0.1", 80), Entry("10.0.0.2", 80, 5))
@@ -104,6 +105,17 @@ async def test_a_folder_that_is_not_there_hurts_nobody_and_is_used_when_it_is(tm
     await written(saved)
     assert "No such file" in str(saved.last_error) and saved.load(WANTED) is None
     (tmp_path / "gone").mkdir()
+    saved.save(WANTED, LIST)
+    await written(saved)
+    assert saved.last_error is None and saved.load(WANTED) is not None
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_list_that_no_thread_could_be_started_for_is_told_and_the_next_is_saved(tmp_path: Path) -> None:
+    saved = SavedInstances(Threadless(REACTOR), tmp_path, lambda: NOW_S)
+    saved.save(WANTED, LIST)
+    await written(saved)
+    assert "can't start new thread" in str(saved.last_error) and saved.load(WANTED) is None
     saved.save(WANTED, LIST)
     await written(saved)
     assert saved.last_error is None and saved.load(WANTED) is not None

@@ -13,6 +13,7 @@ from twisted.internet.task import Clock
 from apigw.net import connect as module
 from apigw.net.connect import EXHAUSTED, REFUSED, TIMED_OUT, UNREACHABLE, UNRESOLVED, Connector
 from apigw.net.deadlines import Deadlines
+from tests.threadless import Threadless
 
 run = pytest_twisted.ensureDeferred
 
@@ -160,6 +161,21 @@ async def test_an_unresolvable_name_is_said_so(net: Any, name: str) -> None:
     connector(net).connect(name, 80, 5, wanting)
     await net.until(wanting.told, 10)
     assert wanting.failed[0][0] == UNRESOLVED
+
+
+@run
+async def test_a_name_that_no_thread_could_be_started_for_is_asked_for_again(net: Any) -> None:
+    """It says nothing of the other side; and the name must not be waited for ever after."""
+    _, port = listening(net)
+    made = Connector(Threadless(net.reactor), net.deadlines)
+    wanting, again = Wanting(), Wanting()
+    made.connect("localhost", port, 5, wanting)
+    assert not wanting.told()
+    await net.until(wanting.told)
+    assert wanting.failed[0][0] == EXHAUSTED and "can't start new thread" in wanting.failed[0][1]
+    made.connect("localhost", port, 5, again)
+    await net.until(again.told)
+    net.keep(again.done[0][0])
 
 
 class Resolving:

@@ -5,10 +5,14 @@ import subprocess
 import sys
 import weakref
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
+from twisted.internet.task import Clock
+from twisted.logger import globalLogPublisher
 
-from apigw.net.memory import keep_out_of_sight, settle_memory, trim_memory
+from apigw.net.memory import keep_out_of_sight, settle_memory, trim_memory, trim_soon
+from tests.threadless import Threadless
 
 # Blocks below malloc's threshold for mmap, and one above them that keeps the heap's end in place.
 FREED_BEHIND_A_PIN = """
@@ -73,3 +77,17 @@ def test_trimming_gives_free_pages_back_to_the_system() -> None:
 def test_trimming_again_does_no_harm() -> None:
     trim_memory()
     trim_memory()
+
+
+def test_trimming_is_nobodys_failure_where_no_thread_can_be_started() -> None:
+    """A reload that is in force must not be told as refused by that."""
+    clock: Any = Clock()
+    events: list[Any] = []
+    globalLogPublisher.addObserver(events.append)
+    try:
+        trim_soon(Threadless(clock))
+        clock.advance(0)
+    finally:
+        globalLogPublisher.removeObserver(events.append)
+    gc.collect()
+    assert [event["why"] for event in events] == ["[Errno 11] can't start new thread"]

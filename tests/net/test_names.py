@@ -1,34 +1,48 @@
 """One question for each name at a time, whoever asks; addresses are no questions."""
 
+import socket
 from typing import Any
 
+import pytest
 import pytest_twisted
 from twisted.internet import reactor
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.endpoints import HostnameEndpoint
 from twisted.internet.protocol import Factory, Protocol
+from twisted.python.failure import Failure
 from zope.interface import directlyProvides, providedBy
 from zope.interface.verify import verifyObject
 
 from apigw.net.names import IHostnameResolver, Names
+from tests.servers import until
+from tests.threadless import Threadless
 
 
 class Asked:
-    """The resolver behind: answers when the test says."""
+    """A reactor whose threads answer when the test says."""
 
     def __init__(self) -> None:
         self.questions: list[tuple[Any, str, int]] = []
 
-    def resolveHostName(
-        self, receiver: Any, host: str, port: int = 0, types: Any = None, semantics: str = "TCP"
+    def getThreadPool(self) -> "Asked":
+        return self
+
+    def callInThreadWithCallback(
+        self, on_result: Any, function: Any, host: str, port: int, family: int, kind: int
     ) -> None:
-        self.questions.append((receiver, host, port))
+        assert function is socket.getaddrinfo and (family, kind) == (socket.AF_UNSPEC, socket.SOCK_STREAM)
+        self.questions.append((on_result, host, port))
+
+    def callFromThread(self, function: Any, *arguments: Any) -> None:
+        function(*arguments)
 
     def answer(self, number: int, *addresses: str) -> None:
-        receiver, _, port = self.questions[number]
-        for address in addresses:
-            receiver.addressResolved(IPv4Address("TCP", address, port))
-        receiver.resolutionComplete()
+        on_result, _, port = self.questions[number]
+        kind = socket.SOCK_STREAM
+        on_result(True, [(socket.AF_INET, kind, 6, "", (address, port)) for address in addresses])
+
+    def fail(self, number: int, error: Exception) -> None:
+        self.questions[number][0](False, Failure(error))
 
 
 class Receiver:
@@ -84,6 +98,31 @@ def test_an_address_is_its_own_answer() -> None:
     assert six.addresses == [IPv6Address("TCP", "fd00::1", 80)] and behind.questions == []
 
 
+@pytest.mark.parametrize("error", [socket.gaierror(-2, "Name or service not known"), UnicodeError("label too long")])
+def test_a_name_that_cannot_be_resolved_has_no_address_and_is_asked_for_again(error: Exception) -> None:
+    behind = Asked()
+    names = Names(behind)
+    for number in range(2):
+        receiver = Receiver()
+        names.resolveHostName(receiver, "nobody.test")
+        behind.fail(number, error)
+        assert (receiver.addresses, receiver.complete) == ([], 1)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_name_that_no_thread_could_be_started_for_has_no_address_and_is_asked_for_again() -> None:
+    """Twisted's own resolver would never say anything."""
+    names = Names(Threadless(reactor))
+    every = [Receiver(), Receiver()]
+    for receiver in every:
+        names.resolveHostName(receiver, "localhost", 80)
+    await until(lambda: all(receiver.complete for receiver in every), reactor)
+    assert not any(receiver.addresses for receiver in every)
+    names.resolveHostName(again := Receiver(), "localhost", 80)
+    await until(lambda: again.complete, reactor)
+    assert again.addresses
+
+
 def test_a_name_without_an_address_is_told_so_to_all() -> None:
     behind = Asked()
     names = Names(behind)
@@ -101,7 +140,7 @@ async def test_twisteds_endpoints_connect_by_it() -> None:
     port = listening.getHost().port
 
     class Proxy:
-        nameResolver = Names(reactor.nameResolver)
+        nameResolver = Names(reactor)
 
         def __getattr__(self, name: str) -> Any:
             return getattr(reactor, name)

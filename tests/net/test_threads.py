@@ -1,5 +1,6 @@
 """Threads of one purpose, with real threads on the tests' reactor."""
 
+import errno
 import os
 import threading
 import weakref
@@ -11,7 +12,8 @@ import pytest_twisted
 from twisted.internet import reactor
 from twisted.internet.defer import CancelledError, maybeDeferred
 
-from apigw.net.threads import Threads
+from apigw.net.threads import Threads, in_thread
+from tests.threadless import Threadless
 
 
 @pytest.fixture
@@ -95,6 +97,18 @@ async def test_an_answer_that_nobody_wants_any_more_is_dropped(threads: Threads)
     gate.set()
     assert await threads.run(int, "7") == 7
     assert [failure.type for failure in heard] == [CancelledError]
+
+
+@pytest_twisted.ensureDeferred
+async def test_where_no_thread_can_be_started_the_answer_fails_and_comes_a_turn_later() -> None:
+    """Not from inside the call, where nobody has noted yet that he waits for it."""
+    threadless = Threadless(reactor)
+    answer = in_thread(threadless, int, "7")
+    assert not answer.called
+    with pytest.raises(OSError, match="can't start new thread") as failed:
+        await answer
+    assert failed.value.errno == errno.EAGAIN
+    assert await in_thread(threadless, int, "7") == 7
 
 
 @pytest_twisted.ensureDeferred

@@ -14,6 +14,7 @@ from twisted.logger import globalLogPublisher
 from apigw.errors import ConfigurationError
 from apigw.supervisor.reload import FileWatch, Reloader
 from tests.servers import until
+from tests.threadless import Threadless
 
 REACTOR: Any = installed_reactor
 
@@ -21,13 +22,13 @@ REACTOR: Any = installed_reactor
 class Bench:
     """A Reloader whose prepare() and apply() the test plays. `applied`: what apply() was given."""
 
-    def __init__(self) -> None:
+    def __init__(self, reactor: Any = REACTOR) -> None:
         self.prepared = 0
         self.applied: list[int] = []
         self.prepare: Callable[[], Any] = lambda: None
         self.apply: Callable[[], Any] = lambda: None
         self.threads: list[threading.Thread] = []
-        self.reloader: Reloader[int] = Reloader(REACTOR, self._prepare, self._apply)
+        self.reloader: Reloader[int] = Reloader(reactor, self._prepare, self._apply)
 
     def _prepare(self) -> int:
         self.prepared += 1
@@ -55,6 +56,17 @@ def raising(error: Exception) -> Callable[[], None]:
         raise error
 
     return fail
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_reload_that_no_thread_could_be_started_for_is_refused_and_the_next_is_done() -> None:
+    bench = Bench(Threadless(REACTOR))
+    bench.reloader.reload()
+    await bench.ended(1)
+    assert bench.reloader.last_ok is False and "can't start new thread" in str(bench.reloader.last_error)
+    bench.reloader.reload()
+    await bench.ended(2)
+    assert bench.reloader.last_ok and bench.applied == [1]
 
 
 @pytest_twisted.ensureDeferred
