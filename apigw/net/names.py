@@ -23,9 +23,6 @@ from apigw.net.threads import in_thread
 log = Logger()
 
 _FAMILIES: Final[dict[Any, int]] = {(IPv4Address,): socket.AF_INET, (IPv6Address,): socket.AF_INET6}  # else both
-    (IPv4Address,): socket.AF_INET,
-    (IPv6Address,): socket.AF_INET6,
-}  # else both
 _KINDS: Final = {"TCP": socket.SOCK_STREAM, "UDP": socket.SOCK_DGRAM}
 _Name = tuple[str, int, tuple[type[IAddress], ...], str]
 
