@@ -199,6 +199,7 @@ class Worker(MultiService):
             self.announcements,
             section.cache_ttl_s,
             lambda name: any(tier.tier == name for tier in self.config.rate_limits.tiers),
+            lambda: self.config.gateway.max_in_flight,
         )
 
     def _discovery(self, config: Config) -> Discovery:

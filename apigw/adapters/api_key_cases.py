@@ -30,7 +30,8 @@ from apigw.net.deadlines import Bucket, Deadlines
 from apigw.stages.authentication import AuthenticationUnavailable
 
 HOLD_S: Final = 1.0  # three checks of bcrypt cost 12 on a slow core
-MAX_WAITING: Final = 4000  # requests; each holds its head, and counts as in flight
+MAX_WAITING: Final = 4000  # requests; each holds its head
+_PART: Final = 2  # one in so many of the requests that may be in flight may wait: the others need places, too
 MAX_PER_ID: Final = 2  # keys of one id that are open at a time: their checks end within HOLD_S, one after the other
 _LOOKS: Final = 5
 
@@ -65,14 +66,17 @@ class _Waiter:
 
 
 class Cases:
-    """See the table. `waiting` is for a gauge, `turned_away` counts what was refused because of a bound."""
+    """See the table. `waiting` is for a gauge, `turned_away` counts what was refused because of a bound.
 
-    def __init__(self, deadlines: Deadlines, hold_s: float = HOLD_S, most: int = MAX_WAITING) -> None:
+    max_in_flight: as it is configured now. Who waits is in flight.
+    """
+
+    def __init__(self, deadlines: Deadlines, max_in_flight: Callable[[], int], hold_s: float = HOLD_S) -> None:
         self.waiting = 0
         self.turned_away = 0
         self._deadlines = deadlines
+        self._max_in_flight = max_in_flight
         self._hold_s = hold_s
-        self._most = most
         self._open: dict[str, Case] = {}
         self._by_id: dict[str, dict[Case, None]] = {}  # with those that are open no more, until their time is over
 
@@ -88,10 +92,10 @@ class Cases:
         """
         case = self._open.get(name)
         if case is not None:
-            if self.waiting >= self._most and not preferred:
+            if self.waiting >= self._most() and not preferred:
                 self._turn_away()
             return case, False
-        if not preferred and (self.waiting >= self._most or len(self._open) >= self._most):
+        if not preferred and max(self.waiting, len(self._open)) >= self._most():
             self._turn_away()
         crowded = not preferred and key_id is not None and len(self._by_id.get(key_id, ())) >= MAX_PER_ID
         self._open[name] = case = Case(name, key_id, crowded)
@@ -100,6 +104,9 @@ class Cases:
                 self._by_id.setdefault(key_id, {})[case] = None
             self._deadlines.add(self._hold_s, partial(self._let_go, case))
         return case, True
+
+    def _most(self) -> int:
+        return min(MAX_WAITING, max(1, self._max_in_flight() // _PART))
 
     def _turn_away(self) -> None:
         self.turned_away += 1

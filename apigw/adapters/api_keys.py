@@ -40,7 +40,7 @@ class APIKeys(MultiService):
     """An APIKeySource (ports.py). Starts and stops its threads and pollers.
 
     open_table: makes the key table; blocks, so it is called in a thread. announcements: of the store in Redis,
-    None without. knows_tier: whether the configuration has a tier of this name.
+    None without. knows_tier: whether the configuration has a tier of this name. max_in_flight: what it says now.
     """
 
     def __init__(
@@ -52,6 +52,7 @@ class APIKeys(MultiService):
         announcements: Announcements | None,
         cache_ttl_s: float,
         knows_tier: Callable[[str], bool],
+        max_in_flight: Callable[[], int],
         *,
         hold_s: float = HOLD_S,
         draw: Callable[[], float] = random.random,
@@ -59,7 +60,7 @@ class APIKeys(MultiService):
         super().__init__()
         self.memory_hits = 0
         self.good = GoodKeys()
-        self.cases = Cases(deadlines, hold_s)
+        self.cases = Cases(deadlines, max_in_flight, hold_s)
         self.database = KeyDatabase(reactor, open_table)
         self.checks = SecretChecks(reactor)
         self.changes = Changes(reactor, announcements, self.database.since, self._changed, draw)

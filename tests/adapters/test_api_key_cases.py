@@ -6,7 +6,7 @@ import pytest
 from twisted.internet.defer import CancelledError
 from twisted.internet.task import Clock
 
-from apigw.adapters.api_key_cases import _LOOKS, MAX_PER_ID, Cases
+from apigw.adapters.api_key_cases import _LOOKS, MAX_PER_ID, MAX_WAITING, Cases
 from apigw.core.api_keys import InvalidAPIKey, made
 from apigw.net.deadlines import Deadlines
 from apigw.stages.authentication import AuthenticationUnavailable
@@ -19,9 +19,10 @@ UNVERIFIABLE = AuthenticationUnavailable("key_unverifiable")
 class Cashier:
     """Cases on a clock of their own. Each request of ask() is in `told` with when and what it was told."""
 
-    def __init__(self, most: int = 100) -> None:
+    def __init__(self, max_in_flight: int = 200) -> None:
         self.clock = Clock()
-        self.cases = Cases(Deadlines(self.clock), 1.0, most)
+        self.max_in_flight = max_in_flight
+        self.cases = Cases(Deadlines(self.clock), lambda: self.max_in_flight, 1.0)
         self.told: list[tuple[float, Any]] = []
 
     def ask(self, name: str, key_id: str | None = "k", preferred: bool = False) -> Any:
@@ -136,7 +137,7 @@ def test_a_crowded_key_goes_on_if_it_is_found_and_holds_nobody_up_if_not() -> No
 
 
 def test_too_many_waiting_requests_are_turned_away_before_anything_is_looked_at() -> None:
-    desk = Cashier(most=3)
+    desk = Cashier(max_in_flight=6)
     for number in range(3):
         desk.ask(f"a{number}", f"k{number}")
     for name in ("a1", "new"):
@@ -144,6 +145,22 @@ def test_too_many_waiting_requests_are_turned_away_before_anything_is_looked_at(
             desk.ask(name, "k7")
     assert desk.ask("a1", "k1", preferred=True) and desk.ask("proven", "k8", preferred=True)
     assert desk.cases.turned_away == 2
+
+
+@pytest.mark.parametrize(("max_in_flight", "most"), [(1, 1), (2, 1), (300, 150), (8000, 4000), (100_000, MAX_WAITING)])
+def test_half_of_what_may_be_in_flight_may_wait(max_in_flight: int, most: int) -> None:
+    """The other half is for those who are let in. At least one may, and there is a bound for memory's sake."""
+    desk = Cashier(max_in_flight)
+    case, _, _ = desk.ask("a", None)
+    desk.cases.decided(case, InvalidAPIKey("key_malformed"))
+    for _ in range(most - 1):
+        desk.ask("a", None)
+    for name in ("a", "b"):
+        with pytest.raises(AuthenticationUnavailable):
+            desk.ask(name, None)
+    desk.max_in_flight *= 4  # a reload
+    if most < MAX_WAITING:
+        desk.ask("b", None)
 
 
 def test_a_client_that_is_gone_frees_its_place_and_no_other() -> None:

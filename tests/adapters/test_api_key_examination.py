@@ -41,7 +41,7 @@ class House:
         announcements = None if store is None else Announcements(store)
         keys = APIKeys(
             reactor, deadlines, lambda: self.now_s, lambda: self.table, announcements, more.pop("ttl_s", 300.0),
-            lambda tier: tier == "gold", hold_s=0.05,
+            lambda tier: tier == "gold", lambda: 5000, hold_s=0.05,
         )  # fmt: skip
         self.gateways.append(keys)
         keys.startService()

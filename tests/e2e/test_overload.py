@@ -2,6 +2,7 @@
 
 import os
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -115,3 +116,23 @@ def test_memory_above_shed_refuses_what_matters_least(launch: Launch) -> None:
     assert [gateway.ask("GET", f"/{name}/x").status for name in ("P0", "P1", "P3")] == [200, 200, 503]
     assert gateway.metric("shed_share", priority="P3") == 1
     assert gateway.metric("shed_share", priority="P1") == 0
+
+
+def test_refusals_that_are_held_leave_half_of_the_places_to_others(launch: Launch, tmp_path: Path) -> None:
+    """API keys that are no keys, all at once, each held for a second; whoever comes too much is told at once."""
+
+    def change(gateway: Gateway) -> None:
+        gateway.settings["gateway"]["max_in_flight"] = 20
+        gateway.settings["auth"]["api_keys"] = {"database_url": f"sqlite:///{tmp_path / 'keys.db'}"}
+        gateway.settings["routes"].append(protected("keyed", "/keyed/*", auth_type="api_key"))
+
+    gateway = launch(change)
+    for most in (10, 20):
+        with ThreadPoolExecutor(most + 5) as pool:
+            held = [pool.submit(gateway.ask, "GET", "/keyed/x", ("X-API-Key", "none")) for _ in range(most + 5)]
+            gateway.until(lambda: sum(one.done() for one in held) == 5)
+            assert gateway.metric("in_flight_requests") == most
+            assert gateway.ask("GET", "/pub/x").status == 200
+        assert sorted(one.result().status for one in held) == [401] * most + [503] * 5
+        gateway.settings["gateway"]["max_in_flight"] = 40
+        gateway.reload()
