@@ -21,6 +21,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
+from apigw.adapters.half_written import remove_half_written
 from apigw.adapters.revocation_list import RevocationList
 from apigw.core.revocation_codec import from_message, message
 from apigw.core.revocations import Kept, Revocation, RevokedToken, RevokedUser
@@ -31,7 +32,6 @@ FILE_NAME: Final = "revocations.jsonl"
 SAVE_S: Final = 5.0
 ENTRIES_A_SECOND: Final = 2_000.0  # on average: 1% of a core
 MAX_FILE_BYTES: Final = 128 * 2**20  # 200,000 entries with long names
-_HALF_WRITTEN_S: Final = 600.0  # nobody writes for so long
 _PAUSE_S: Final = 0.001  # between two pieces: who gives the interpreter's lock up for a write has it back too soon
 _LINES: Final = 200  # a thread keeps the loop waiting for as long as it makes them: half a millisecond
 
@@ -62,7 +62,7 @@ class RevocationFile(MultiService):
     def startService(self) -> None:
         """Blocks while it reads: nobody is served yet."""
         self._read()
-        self._tidy()
+        remove_half_written(self._path)
         super().startService()
 
     def stopService(self) -> "Deferred[Any]":
@@ -95,15 +95,6 @@ class RevocationFile(MultiService):
             self.error = f"{odd} lines of {self._path} are no revocations"
             log.error("{error}", error=self.error)
         log.info("revocations of the last run: {counts}", counts=self._source.known.counts())
-
-    def _tidy(self) -> None:
-        """Remove what a process that was killed left half written."""
-        try:
-            for half in self._path.parent.glob(f".{FILE_NAME}.*"):
-                if time.time() - half.stat().st_mtime > _HALF_WRITTEN_S:
-                    half.unlink()
-        except OSError as error:
-            log.warn("what is left of {path}: {error}", path=self._path, error=error)
 
     def gap_s(self) -> float:
         """A list that is twice as long is written half as often."""

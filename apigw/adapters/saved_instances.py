@@ -15,6 +15,7 @@ from attrs import frozen
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from apigw.adapters.half_written import remove_half_written
 from apigw.adapters.wanted_instances import Wanted
 from apigw.config.reading import Unreadable, read_bounded
 from apigw.core.discovery import Entry, RawEntry, sift
@@ -52,6 +53,7 @@ class SavedInstances:
     def load(self, wanted: Wanted) -> Saved | None:
         """The list that was saved for this backend of this registry; None when there is none that is good."""
         path = self._path(wanted.backend)
+        remove_half_written(path)
         try:
             document = orjson.loads(read_bounded(path, _MAX_BYTES))
             if document["version"] != _VERSION or document["registry"] != _identity(wanted):

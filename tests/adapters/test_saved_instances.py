@@ -41,6 +41,17 @@ async def test_what_is_saved_is_read_again(saved: SavedInstances, tmp_path: Path
 
 
 @pytest_twisted.ensureDeferred
+async def test_what_a_killed_process_left_half_written_goes(saved: SavedInstances, tmp_path: Path) -> None:
+    saved.save(WANTED, LIST)
+    await written(saved)
+    half = tmp_path / "discovery" / ".orders.json.k2xq_9"
+    half.write_bytes(b"{")
+    os.utime(half, (1, 1))
+    assert saved.load(WANTED) is not None
+    assert os.listdir(tmp_path / "discovery") == ["orders.json"]
+
+
+@pytest_twisted.ensureDeferred
 async def test_of_many_lists_in_a_moment_the_last_one_is_on_disk(saved: SavedInstances) -> None:
     for number in range(1, 50):
         saved.save(WANTED, (Entry(f"10.0.0.{number}", 80),))
