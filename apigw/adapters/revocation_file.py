@@ -2,7 +2,7 @@
 
     start      what the file says is in force before anybody is served
     changed    written anew, in a thread: not more often than every 5 s, and a long list less often
-    stop       what is not written yet is
+    stop       what is not written yet is, unless the disk hangs
 
 One revocation a line, as it is told on the channel (core/revocation_codec.py). Workers of one host share the file:
 each replaces it as a whole by all it knows, which is the same. What is over by then is dropped by whoever reads it.
@@ -17,7 +17,7 @@ from threading import get_ident
 from typing import Any, Final
 
 from twisted.application.service import MultiService
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred, TimeoutError
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
@@ -30,6 +30,7 @@ from apigw.net.threads import Threads
 
 FILE_NAME: Final = "revocations.jsonl"
 SAVE_S: Final = 5.0
+LAST_SAVE_S: Final = 5.0  # at the end: 200,000 entries take 1.6 s, with a save that was under way; a disk may hang
 ENTRIES_A_SECOND: Final = 2_000.0  # on average: 1% of a core
 MAX_FILE_BYTES: Final = 128 * 2**20  # 200,000 entries with long names
 _PAUSE_S: Final = 0.001  # between two pieces: who gives the interpreter's lock up for a write has it back too soon
@@ -44,9 +45,11 @@ class RevocationFile(MultiService):
     error: why it could not be read or written the last time, None when it could.
     """
 
-    def __init__(self, reactor: Any, folder: Path, source: RevocationList) -> None:
+    def __init__(self, reactor: Any, folder: Path, source: RevocationList, last_save_s: float = LAST_SAVE_S) -> None:
         super().__init__()
         self.error: str | None = None
+        self._reactor = reactor
+        self._last_save_s = last_save_s
         self._path = folder / FILE_NAME
         self._source = source
         self._saved = source.changes
@@ -65,17 +68,20 @@ class RevocationFile(MultiService):
         remove_half_written(self._path)
         super().startService()
 
-    def stopService(self) -> "Deferred[Any]":
-        """Blocks while it writes what is not written yet: nobody is served any more."""
-        stopped: Deferred[Any] = super().stopService()
-        return stopped.addBoth(self._save_the_rest)
+    def stopService(self) -> "Deferred[None]":
+        """Fires when what is not written yet is, after last_save_s at the latest, and the thread has ended."""
+        return Deferred.fromCoroutine(self._stop())
 
-    def _save_the_rest(self, _: Any) -> None:
-        if self._source.changes != self._saved:
-            try:
-                write(self._path, self._source.known.kept())
-            except OSError as error:
-                log.warn("revocations are not kept for the next start: {error}", error=error)
+    async def _stop(self) -> None:
+        try:
+            if self._source.changes != self._saved:
+                saving = self._threads.run(write, self._path, self._source.known.kept())
+                await saving.addTimeout(self._last_save_s, self._reactor)
+        except (OSError, TimeoutError, CancelledError) as error:
+            why = str(error) or "the disk does not answer in time"
+            log.warn("revocations are not kept for the next start: {why}", why=why)
+        finally:
+            await super().stopService()
 
     def _read(self) -> None:
         odd = 0

@@ -4,6 +4,7 @@ import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from threading import get_ident
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from twisted.internet import reactor
 from apigw.adapters.revocation_file import (
     ENTRIES_A_SECOND,
     FILE_NAME,
+    LAST_SAVE_S,
     MAX_FILE_BYTES,
     SAVE_S,
     RevocationFile,
@@ -21,6 +23,7 @@ from apigw.adapters.revocation_file import (
 )
 from apigw.adapters.revocation_list import RevocationList
 from apigw.core.revocations import Revocation, RevokedToken, RevokedUser
+from apigw.net import threads
 from tests.adapters.api_key_world import Store
 from tests.servers import turns, until
 
@@ -33,9 +36,9 @@ SOME = [RevokedToken('a"\n', LATER_S), RevokedToken("ü", LATER_S), RevokedUser(
 class Run:
     """One run of a gateway: a list that nobody fills but the file and the test."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, last_save_s: float = LAST_SAVE_S) -> None:
         self.list = RevocationList(loop, Store(), lambda: NOW_S)
-        self.file = RevocationFile(loop, folder, self.list)
+        self.file = RevocationFile(loop, folder, self.list, last_save_s)
 
     def start(self) -> "Run":
         self.file.startService()
@@ -87,6 +90,23 @@ async def test_changes_are_written_while_it_runs(folder: Path, monkeypatch: pyte
     await run.file.save()  # type: ignore[misc]
     assert found(folder) == set(SOME)
     await run.stop()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_disk_that_hangs_does_not_hold_the_end(folder: Path) -> None:
+    """Nor the loop, in which others stop. Here it is a pipe that nobody reads, in the place of the new file."""
+    run = Run(folder, last_save_s=0.2).start()
+    run.add(*SOME)
+    pipe = folder / f".{FILE_NAME}.{os.getpid()}.{await run.file._threads.run(get_ident)}"
+    os.mkfifo(pipe)
+    began_s = loop.seconds()
+    stopping = run.file.stopService()
+    assert not stopping.called and loop.seconds() - began_s < 0.1
+    await stopping
+    assert loop.seconds() - began_s < 0.2 + threads._STOP_S + 0.5
+    assert not (folder / FILE_NAME).exists()
+    with pipe.open("rb"):
+        await until(lambda: not pipe.exists(), loop)  # the thread goes on and tidies up
 
 
 @pytest_twisted.ensureDeferred
