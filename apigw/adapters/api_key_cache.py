@@ -3,7 +3,8 @@
 Note [Proofs]
   That a secret belongs to a hash is true for ever. So when a good key is asked anew after its TTL, and the database
   still has the same hash for it, there is nothing for bcrypt to do: a partner in steady use costs one check in the
-  life of a worker, and a flood that fills the queue of checks cannot keep it out.
+  life of a worker, and a flood that fills the queue of checks cannot keep it out. A key whose record is none that lets
+  in any more loses its proof, since bounds are not for keys that have one.
 """
 
 from collections.abc import Iterable, Iterator

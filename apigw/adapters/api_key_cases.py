@@ -92,7 +92,7 @@ class Cases:
         """
         case = self._open.get(name)
         if case is not None:
-            if self.waiting >= self._most() and not preferred:
+            if self.waiting >= self._most() and not (preferred and case.verdict is None):  # else it is a refusal
                 self._turn_away()
             return case, False
         if not preferred and max(self.waiting, len(self._open)) >= self._most():

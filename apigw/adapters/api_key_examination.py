@@ -242,17 +242,19 @@ class Examination:
         return AuthenticationUnavailable("key_unverifiable")
 
     def _refusal(self, stored: StoredKey | None, shown: Shown) -> InvalidAPIKey | None:
-        """Why a record makes no good key, whatever the secret."""
+        """Why a record makes no good key, whatever the secret. From then on bounds are for it as for any other."""
         if stored is None:
             why = "key_unknown"
         elif stored.revoked_s is not None:
             why = "key_revoked"
         elif stored.expires_s is not None and stored.expires_s <= self._wall():
-            return InvalidAPIKey("key_expired", shown.key_id)
+            why = "key_expired"
         else:
             return None
-        self._no_key.put(shown.key_id, why, self._clock.seconds())
-        self._good.drop(shown.key_id)
+        self._proofs.forget((shown.digest,))
+        if why != "key_expired":
+            self._no_key.put(shown.key_id, why, self._clock.seconds())
+            self._good.drop(shown.key_id)
         return InvalidAPIKey(why, shown.key_id)
 
 

@@ -147,6 +147,20 @@ def test_too_many_waiting_requests_are_turned_away_before_anything_is_looked_at(
     assert desk.cases.turned_away == 2
 
 
+def test_a_key_that_was_good_once_and_is_refused_now_is_bounded_like_any_other() -> None:
+    """It passes the bound while nobody knows, and when it is looked into anew; not as one of many that are refused."""
+    desk = Cashier(max_in_flight=6)
+    case, _, _ = desk.ask("revoked", preferred=True)
+    for _ in range(9):
+        desk.ask("revoked", preferred=True)
+    desk.cases.decided(case, InvalidAPIKey("key_revoked", "k"))
+    with pytest.raises(AuthenticationUnavailable):
+        desk.ask("revoked", preferred=True)
+    assert desk.cases.waiting == 10 and desk.cases.turned_away == 1
+    desk.advance(1.05)
+    assert desk.ask("revoked", preferred=True)[1]
+
+
 @pytest.mark.parametrize(("max_in_flight", "most"), [(1, 1), (2, 1), (300, 150), (8000, 4000), (100_000, MAX_WAITING)])
 def test_half_of_what_may_be_in_flight_may_wait(max_in_flight: int, most: int) -> None:
     """The other half is for those who are let in. At least one may, and there is a bound for memory's sake."""

@@ -225,6 +225,22 @@ async def test_a_good_key_is_asked_anew_after_its_time_without_bcrypt(house: Hou
     assert isinstance(await ask(keys, presented), APIKey)
 
 
+@pytest.mark.parametrize("end", [{"revoked_s": NOW_S}, {"expires_s": NOW_S}])
+@pytest_twisted.ensureDeferred
+async def test_a_key_that_was_good_once_and_is_refused_now_is_not_let_past_bounds(
+    house: House, end: dict[str, float]
+) -> None:
+    """Nobody may use a key of old to fill the places of requests."""
+    presented = house.table.put("k1")
+    keys = await house.gateway()
+    await ask(keys, presented)
+    assert keys.knows(presented)
+    house.table.put("k1", **end)
+    house.store.revoke("k1")
+    assert await ask(keys, presented) in ("key_revoked", "key_expired")
+    assert not keys.knows(presented)
+
+
 @pytest_twisted.ensureDeferred
 async def test_a_new_secret_of_an_id_is_checked_anew(house: House) -> None:
     presented = house.table.put("k1")
