@@ -1,28 +1,28 @@
 """Is a cell of the matrix green? Pure functions of what was recorded, so that they can be tested on recorded data.
 
-Two kinds of failure. One of correctness (an answer that the contract has not, an error of another backend, a resource
-that did not come back) is final. One of time may be the machine's: it is final only if the control, clients that ask
-a backend without the gateway in the same seconds, did not suffer too; else the cell is measured again.
+A cell is run until that is clear, and all runs count. Three kinds of failure. One of correctness (an answer that the
+contract has not, an error of another backend, a resource that did not come back) is final at once. The others' p99 is
+compared over all runs together: red when it clearly rose by more than is allowed, green when it clearly did not, else
+open. An answer too late, or a late recovery, may be the machine's: the third run that has one is final. The control,
+clients that ask a backend without the gateway in the same seconds, says whether the machine was busy; it makes nothing
+green.
 """
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from statistics import median
 
 from attrs import field, frozen
 
 from tests.chaos.clients import Seen
 from tests.chaos.faults import CODES, CUT, UNAVAILABLE, Fault
+from tests.e2e.tails import Blocks, Rise, Span, blocks, rise, tail
 
 ALLOWED_RISE = 0.10  # of the others' p99
-FLOOR_S = 0.001  # a rise below it is no rise: the generators themselves sleep in whole milliseconds
 GRACE_S = 0.050  # above the route's timeout, for any answer
-WINDOW_S = 2.0  # one p99 each; a cell compares medians of several
+LATE_RUNS = 2  # of a cell, that may have an answer too late; one more is no chance
 RSS_RISE = 0.05
 _ON_ITS_WAY_S = 0.25  # a request sent so shortly before the fault may meet it
-_LEAST_IN_A_WINDOW = 100  # answers; with fewer, a p99 says nothing
 
-Span = tuple[float, float]  # begin and end, of time.monotonic()
 Sample = tuple[float, int, float]  # at, status, wait in seconds
 
 
@@ -34,7 +34,7 @@ class Limits:
     detect_s: float  # from the fault until the instance is out
     recover_s: float  # from its healing until its clients notice nothing
     rise: float = ALLOWED_RISE
-    floor_s: float = FLOOR_S
+    floor_s: float | None = None  # a rise below it is none, on machines that are anybody's; the matrix has no floor
     grace_s: float = GRACE_S
 
 
@@ -80,6 +80,7 @@ class Record:
     faulty: tuple[Span, ...]
     others: dict[str, list[Sample]]
     unsent: dict[str, int]
+    twin: list[Sample]  # the same two backends by a gateway that has no other
     control: list[Sample]
     seen: list[Seen]
     before: Resources
@@ -89,47 +90,111 @@ class Record:
 
 @frozen
 class Verdict:
-    """`wrong` is final; `late` may be the machine's, which `starved` says."""
+    """`wrong` and `late` are final, `open` asks for another run; `starved`: what is late may be the machine's."""
 
     wrong: list[str]
     late: list[str]
+    open: list[str]
     starved: bool
     figures: dict[str, object] = field(factory=dict)
 
     @property
     def green(self) -> bool:
-        return not self.wrong and not self.late
+        return not self.wrong and not self.late and not self.open
+
+    @property
+    def final(self) -> bool:
+        return not self.open or bool(self.wrong or self.late)
 
 
-def judge(record: Record, limits: Limits) -> Verdict:
-    """All of it."""
-    wrong, late = contract(record, limits)
-    wrong += others_errors(record)
-    wrong += [f"did not come back: {what}" for what in record.after.grown(record.before)]
-    if record.doubled_posts:
-        wrong.append(f"{record.doubled_posts} POSTs reached the backend twice")
-    through = [sample for samples in record.others.values() for sample in samples]
-    quiet_s, fault_s = p99(through, record.quiet), p99(through, record.faulty)
-    control_quiet_s, control_fault_s = p99(record.control, record.quiet), p99(record.control, record.faulty)
-    if risen(quiet_s, fault_s, limits):
-        late.append(f"the others' p99 rose from {quiet_s * 1000:.1f} to {fault_s * 1000:.1f} ms")
-    recovered_s = recovery(record)
-    if recovered_s > limits.recover_s:
-        late.append(f"recovered after {recovered_s:.2f} s, allowed {limits.recover_s:.2f}")
-    figures = {
-        "answers": dict(answers(record)),
-        "worst_answer_s": worst_answer_s(record),
-        "others_p99_quiet_s": quiet_s,
-        "others_p99_fault_s": fault_s,
-        "control_p99_quiet_s": control_quiet_s,
-        "control_p99_fault_s": control_fault_s,
-        "others_answers": len(through),
-        "others_errors": sum(status != 200 for _, status, _ in through) + sum(record.unsent.values()),
-        "recovered_s": recovered_s,
-        "rss_before_bytes": record.before.rss_bytes,
-        "rss_after_bytes": record.after.rss_bytes,
+def judge(records: Sequence[Record], limits: Limits) -> Verdict:
+    """All runs of one cell."""
+    wrong: list[str] = []
+    tardy: list[list[str]] = []  # for each run
+    for record in records:
+        against, slow = contract(record, limits)
+        wrong += against + others_errors(record)
+        wrong += [f"did not come back: {what}" for what in record.after.grown(record.before)]
+        if record.doubled_posts:
+            wrong.append(f"{record.doubled_posts} POSTs reached the backend twice")
+        recovered_s = recovery(record)
+        if recovered_s > limits.recover_s:
+            slow.append(f"recovered after {recovered_s:.2f} s, allowed {limits.recover_s:.2f}")
+        tardy.append(slow)
+    late, still_open = _tardy(tardy)
+    rises, figures = compared(records)
+    said, clear = _risen(rises, figures, limits)
+    (late if clear else still_open).extend(said)
+    counted = [record for record, slow in zip(records, tardy, strict=True) if not slow] or records
+    figures |= {
+        "runs": len(records),
+        "answers": dict(sum(map(answers, records), Counter[str]())),
+        "worst_answer_s": max(map(worst_answer_s, counted)),
+        "others_answers": sum(len(samples) for record in records for samples in record.others.values()),
+        "others_errors": sum(map(_errors, records)),
+        "recovered_s": max(map(recovery, counted)),
+        "rss_before_bytes": records[0].before.rss_bytes,
+        "rss_after_bytes": records[-1].after.rss_bytes,
     }
-    return Verdict(wrong, late, starved(record, limits), figures)
+    return Verdict(wrong, late, still_open, starved(records, rises["control"], limits), figures)
+
+
+def _tardy(runs: Sequence[list[str]]) -> tuple[list[str], list[str]]:
+    """(final, open): of answers too late and recoveries."""
+    bad = [slow for slow in runs if slow]
+    if len(bad) > LATE_RUNS:
+        return bad[-1], []
+    return ([], bad[-1]) if len(bad) == len(runs) else ([], [])
+
+
+# -- the others' p99
+
+
+def compared(records: Sequence[Record]) -> tuple[dict[str, Rise], dict[str, object]]:
+    """Rises of the p99 from quiet to faulty spans, by whose it is, and the figures.
+
+    `others` is over and above the twin's, `raw` as the others saw it.
+    """
+    found: dict[str, tuple[Blocks, Blocks]] = {}
+    for record in records:
+        through = [sample for samples in record.others.values() for sample in samples]
+        for name, samples in (("others", through), ("twin", record.twin), ("control", record.control)):
+            waits = [(at_s, wait_s) for at_s, _, wait_s in samples]
+            quiet, faulty = found.setdefault(name, ([], []))
+            quiet += blocks(waits, record.quiet)
+            faulty += blocks(waits, record.faulty)
+    rises = {"others": rise(*found["others"], found["twin"]), "raw": rise(*found["others"])}
+    rises |= {name: rise(*found[name]) for name in ("twin", "control")}
+    figures: dict[str, object] = {f"rise_{name}": one for name, one in rises.items()}
+    for name, pair in found.items():
+        for kind, of_kind in zip(("quiet", "fault"), pair, strict=True):
+            figures[f"{name}_p99_{kind}_s"] = tail(of_kind).p99_s()
+    return rises, figures
+
+
+def _risen(rises: dict[str, Rise], figures: dict[str, object], limits: Limits) -> tuple[list[str], bool]:
+    """(what is said against it, whether that is clear).
+
+    A twin that clearly rose too, by more than is allowed, is no measure: the fault takes the machine from both.
+    """
+    quiet_s, fault_s = figures["others_p99_quiet_s"], figures["others_p99_fault_s"]
+    assert isinstance(quiet_s, float) and isinstance(fault_s, float)
+    if limits.floor_s is not None and fault_s - quiet_s < limits.floor_s:
+        return [], True
+    if rises["twin"].above(limits.rise):
+        return [f"the p99 of the gateway without the fault rose by {rises['twin']}"], False
+    times = f"{quiet_s * 1000:.2f} to {fault_s * 1000:.2f} ms"
+    if rises["others"].above(limits.rise):
+        return [f"the others' p99 rose from {times}, by {rises['others']} more than without the fault"], True
+    if rises["others"].below(limits.rise):
+        return [], True
+    return [f"whether the others' p99 rose is not clear: from {times}, {rises['others']}"], False
+
+
+def starved(records: Sequence[Record], control: Rise, limits: Limits) -> bool:
+    """Whether the control suffered: its p99 clearly rose, or it waited for longer than half of an answer's grace."""
+    waited_s = max(wait_s for record in records for _, _, wait_s in record.control)
+    return control.above(limits.rise) or waited_s > limits.grace_s / 2
 
 
 # -- the other backends
@@ -147,31 +212,9 @@ def others_errors(record: Record) -> list[str]:
     return found
 
 
-def p99(samples: Sequence[Sample], spans: Iterable[Span]) -> float:
-    """The median, over the windows of these spans, of the p99 of each."""
-    found = []
-    for begin_s, end_s in spans:
-        count = max(1, round((end_s - begin_s) / WINDOW_S))
-        step_s = (end_s - begin_s) / count
-        for number in range(count):
-            from_s = begin_s + number * step_s
-            waits_s = sorted(wait_s for at_s, _, wait_s in samples if from_s <= at_s < from_s + step_s)
-            if len(waits_s) >= _LEAST_IN_A_WINDOW:
-                found.append(waits_s[int(len(waits_s) * 0.99)])
-    if not found:
-        raise ValueError("no window has enough answers for a p99")
-    return median(found)
-
-
-def risen(quiet_s: float, fault_s: float, limits: Limits) -> bool:
-    return fault_s > quiet_s * (1 + limits.rise) and fault_s - quiet_s > limits.floor_s
-
-
-def starved(record: Record, limits: Limits) -> bool:
-    """Whether the control suffered: its own p99 rose, or it waited for longer than half of an answer's grace."""
-    if risen(p99(record.control, record.quiet), p99(record.control, record.faulty), limits):
-        return True
-    return max(wait_s for _, _, wait_s in record.control) > limits.grace_s / 2
+def _errors(record: Record) -> int:
+    odd = sum(status != 200 for samples in record.others.values() for _, status, _ in samples)
+    return odd + sum(record.unsent.values())
 
 
 # -- the clients of the backend that fails

@@ -46,7 +46,7 @@ def test_one_failing_backend_changes_nothing_for_the_others_and_leaves_nothing_b
     """Others: no error, no slower. Its clients: the contract's answers. Then: memory, sockets, threads as before."""
     with World(tmp_path, SHORT) as world:
         for cell in CELLS:
-            verdict, _ = measure(world, cell, attempts=3, **LENIENT)
+            verdict = measure(world, cell, runs=3, **LENIENT)
             assert verdict.green, (cell[0].name, cell[1], verdict)
 
 
@@ -54,5 +54,5 @@ def test_one_failing_backend_changes_nothing_for_the_others_and_leaves_nothing_b
 @pytest.mark.timeout(120)
 def test_a_gateway_that_lets_one_backend_hold_up_the_others_is_found_out(tmp_path: Path) -> None:
     with Coupled(tmp_path, attrs.evolve(SHORT, fault_s=3.0)) as world:
-        verdict = judge(world.run(fault("half of requests 500"), False), limits(False))
+        verdict = judge([world.run(fault("half of requests 500"), False)], limits(False))
         assert any(reason.startswith("the others' p99 rose") for reason in verdict.late), verdict

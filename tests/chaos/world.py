@@ -2,7 +2,13 @@
 
 clients of the victim ------> gateway -----> instance.py x 3     /one/* by the defaults of the circuit breaker,
 surge.py clients x 2 -------> gateway -----> surge.py backend x 2         /all/* by one scaled to seconds
+surge.py clients x 2 -------> its twin ----> the same two        the same but for the backend that fails
 surge.py clients (control) ---------------> surge.py backend     the machine alone: no gateway in between
+
+Note [Who goes first]
+    Production has the failing backend and its clients on other machines; here they would take the cores from those
+    whose waits are compared. So the two gateways, their clients and backends, and the control, run before all else that
+    the machine has to do, where we may ask for it (root, or CAP_SYS_NICE); niceness counts within a session only.
 """
 
 import os
@@ -15,7 +21,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +48,10 @@ _EATERS = 150  # idle clients that take the descriptors which others give back
 # A check that was under way when things changed, the ticks of the poller, and processes that wait for a core.
 _DETECT_MARGIN_S, _RECOVER_MARGIN_S = 0.8, 0.5
 
+Process = subprocess.Popen[str]
+Others = dict[str, Process]
+Load = tuple[Others, Others, Process, Process]  # others, those of the twin, control, clients of the victim
+
 
 @frozen
 class Plan:
@@ -49,10 +59,11 @@ class Plan:
 
     rounds: int = 2
     warm_s: float = 1.5
-    quiet_s: float = 4.0
-    fault_s: float = 6.0
+    quiet_s: float = 6.0
+    fault_s: float = 8.0
     victim_rate: float = 40.0
-    other_rate: float = 150.0  # each, and of the control
+    other_rate: float = 600.0  # each, by each gateway: a p99 is of the hundredth part of it
+    control_rate: float = 200.0
 
 
 def limits(all_instances: bool, **more: float) -> Limits:
@@ -116,10 +127,14 @@ class World:
                 self._stack.callback(instance.end)
             self._other_ports = {name: self._quick_backend() for name in OTHERS}
             self._control_port = self._quick_backend()
-            self.gateway = Gateway(self._work, 1)
+            (self._work / "twin").mkdir()
+            self.gateway, self._twin = Gateway(self._work, 1), Gateway(self._work / "twin", 1)
             self._furnish()
-            self._stack.callback(self.gateway.kill)
-            self.gateway.start()
+            for gateway in (self.gateway, self._twin):
+                self._stack.callback(gateway.kill)
+                gateway.start()
+                assert gateway.process is not None
+                _first(gateway.process.pid)
             self._warm_up()
             self._stack = self._stack.pop_all()
         return self
@@ -132,6 +147,7 @@ class World:
 
     def _quick_backend(self) -> int:
         process = surge.start("backend")
+        _first(process.pid)
         self._stack.callback(process.communicate, timeout=5)  # its end of input ends it
         assert process.stdout is not None
         return int(process.stdout.readline())
@@ -146,26 +162,25 @@ class World:
             "idle_timeout_seconds": 2,
         }
         ports = [instance.port for instance in self.instances]
-        self.gateway.settings["backends"] = [
-            backend("one", *ports, **victim),
-            backend("all", *ports, **victim, circuit_breaker=BREAKER),
-            *(
+        for gateway in (self.gateway, self._twin):
+            gateway.settings["backends"] = [
                 backend(name, port, min_connections=10, health_check_interval_ms=1000)
                 for name, port in self._other_ports.items()
-            ),
+            ]
+            gateway.settings["routes"] = [route(name, f"/{name}/*", name, circuit_breaker=True) for name in OTHERS]
+        self.gateway.settings["backends"] += [
+            backend("one", *ports, **victim),
+            backend("all", *ports, **victim, circuit_breaker=BREAKER),
         ]
-        self.gateway.settings["routes"] = [
-            *(
-                route(name, f"/{name}/*", name, timeout_ms=round(TIMEOUT_S * 1000), circuit_breaker=True)
-                for name in ("one", "all")
-            ),
-            *(route(name, f"/{name}/*", name, circuit_breaker=True) for name in OTHERS),
+        self.gateway.settings["routes"] += [
+            route(name, f"/{name}/*", name, timeout_ms=round(TIMEOUT_S * 1000), circuit_breaker=True)
+            for name in ("one", "all")
         ]
 
     def _warm_up(self) -> None:
         """As many requests at once as there will ever be: what that takes the first time is no growth."""
         for victim in ("one", "all"):
-            with self._load(victim, _WARM_UP_S, _WARM_UP_RATE) as (_, _, watching):
+            with self._load(victim, _WARM_UP_S, _WARM_UP_RATE) as (*_, watching):
                 self._break(WARM_UP, True, time.monotonic() + _WARM_UP_S)
                 assert all(map(good, clients.seen(watching, 20))), "the warm-up failed"
         self._doubled_posts()  # and forget them: each load has the same numbers
@@ -179,7 +194,7 @@ class World:
         recover_s = limits(all_instances).recover_s + _SLACK_S
         seconds = plan.warm_s + plan.rounds * (plan.quiet_s + plan.fault_s + recover_s) + plan.quiet_s
         before = self.settled()
-        with self._load(victim, seconds, plan.victim_rate) as (others, control, watching):
+        with self._load(victim, seconds, plan.victim_rate) as (others, twins, control, watching):
             now_s = time.monotonic() + plan.warm_s
             quiet, faulty = [], []
             for _ in range(plan.rounds):
@@ -191,6 +206,8 @@ class World:
                 now_s = faulty[-1][1] + recover_s
             quiet.append((now_s, now_s + plan.quiet_s / 2))
             summaries = {name: surge.summary(process, seconds + 20) for name, process in others.items()}
+            beside = [surge.summary(process, 20) for process in twins.values()]
+            assert all(summary.statuses.keys() == {200} for summary in beside), "the twin has no fault"
             alone = surge.summary(control, 20)
             seen = clients.seen(watching, 20)
         return Record(
@@ -201,6 +218,7 @@ class World:
             faulty=tuple(faulty),
             others={name: _samples(summary) for name, summary in summaries.items()},
             unsent={name: summary.unsent for name, summary in summaries.items()},
+            twin=[sample for summary in beside for sample in _samples(summary)],
             control=_samples(alone),
             seen=seen,
             before=before,
@@ -209,17 +227,25 @@ class World:
         )
 
     @contextmanager
-    def _load(self, victim: str, seconds: float, victim_rate: float) -> Iterator["tuple[Others, Process, Process]"]:
+    def _load(self, victim: str, seconds: float, victim_rate: float) -> Iterator[Load]:
         """All the clients, ended at the latest when the block ends."""
-        rate, port = self.plan.other_rate, self.gateway.http
-        plan = {"rate": rate, "connections": 10, "seconds": seconds}
-        others = {name: surge.clients(port=port, target=f"/{name}/x", **plan) for name in OTHERS}
-        control = surge.clients(port=self._control_port, target="/x", **plan)
-        watching = clients.start(port=port, target=f"/{victim}/x", rate=victim_rate, seconds=seconds)
+        plan: dict[str, Any] = {"connections": 10, "seconds": seconds}
+        others, twins = (
+            {
+                name: surge.clients(port=gateway.http, target=f"/{name}/x", rate=self.plan.other_rate, **plan)
+                for name in OTHERS
+            }
+            for gateway in (self.gateway, self._twin)
+        )
+        control = surge.clients(port=self._control_port, target="/x", rate=self.plan.control_rate, **plan)
+        watching = clients.start(port=self.gateway.http, target=f"/{victim}/x", rate=victim_rate, seconds=seconds)
+        compared = (*others.values(), *twins.values(), control)
         try:
-            yield others, control, watching
+            for process in compared:
+                _first(process.pid)
+            yield others, twins, control, watching
         finally:
-            for process in (*others.values(), control, watching):
+            for process in (*compared, watching):
                 process.kill()
                 process.communicate()
 
@@ -297,10 +323,6 @@ class World:
         return self.gateway.process.pid
 
 
-Process = subprocess.Popen[str]
-Others = dict[str, Process]
-
-
 def _become(instances: Sequence[Switched], mode: str | None) -> None:
     for instance in instances:
         instance.become(mode)
@@ -308,6 +330,12 @@ def _become(instances: Sequence[Switched], mode: str | None) -> None:
 
 def _samples(summary: surge.Summary) -> list[Sample]:
     return [(summary.began_s + at_s, status, wait_s) for at_s, status, wait_s in summary.answers]
+
+
+def _first(pid: int) -> None:
+    """See Note [Who goes first]."""
+    with suppress(PermissionError):
+        os.sched_setscheduler(pid, os.SCHED_FIFO, os.sched_param(1))
 
 
 def _sleep_until(moment_s: float) -> None:

@@ -6,7 +6,8 @@
                                 the target or the head is the number of the request in 20 digits. `niceness`: how
                                 much they stand back for whom they ask
 
-A wait is counted from the moment at which the request was due, also when no connection was free then.
+A wait is counted from the moment at which the request was due, also when no connection was free then. Sleeps are to
+the microsecond, so that how late a generator wakes is no part of it that counts.
 """
 
 import json
@@ -61,7 +62,8 @@ class Clients:
             if now_s > end_s and (not self._due_s or now_s > end_s + 5.0):
                 break
             waits_s = 0.05 if not self._free or due_s > end_s else max(0.0, due_s - now_s)
-            for fd, _ in self._epoll.poll(waits_s):
+            select.select([self._epoll], [], [], waits_s)  # to the microsecond; epoll's own timeout is in whole ms
+            for fd, _ in self._epoll.poll(0):
                 self._read(fd, began_s)
         unsent = int(max(0.0, end_s - due_s) * self._rate) + len(self._due_s)
         return {"began_s": began_s, "answers": self._answers, "unsent": unsent}
