@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Callable
 
@@ -50,9 +51,9 @@ def with_keys(url: str, **section: Any) -> Change:
 class Keys:
     """The database, as an operator sees it. `url` goes into the configuration. bcrypt is cheap here."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, url: str | None = None) -> None:
         self.path = folder / "keys.db"
-        self.url = f"sqlite:///{self.path}"
+        self.url = url or f"sqlite:///{self.path}"
         self.store = KeyStore(self.url, cost=4)
 
     def new(self, **more: Any) -> NewKey:
@@ -71,6 +72,15 @@ def keys(tmp_path: Path) -> Iterator[Keys]:
     made = Keys(tmp_path)
     yield made
     made.store.close()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def either(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Keys]:
+    """In each kind of database."""
+    with postgresql_server() if request.param == "postgresql" else nullcontext() as server:
+        made = Keys(tmp_path, server and server.database())
+        yield made
+        made.store.close()
 
 
 def ask(gateway: Gateway, key: str | NewKey, target: str = "/keyed/x", *headers: tuple[str, str]) -> Response:
@@ -184,14 +194,14 @@ def test_a_keys_own_tier_comes_before_the_routes(launch: Launch, keys: Keys) -> 
     assert "nowhere" in gateway.output.read_text()
 
 
-def test_without_redis_a_revocation_counts_within_five_seconds(launch: Launch, keys: Keys) -> None:
+def test_without_redis_a_revocation_counts_within_five_seconds(launch: Launch, either: Keys) -> None:
     """On each gateway, while the key is in steady use. A rotated key goes on beside its successor."""
-    gateways = [launch(with_keys(keys.url)) for _ in range(2)]
-    key, rotated = keys.new(), keys.new()
+    gateways = [launch(with_keys(either.url)) for _ in range(2)]
+    key, rotated = either.new(), either.new()
     for gateway in gateways:
         assert [ask(gateway, each).status for each in (key, rotated)] == [200, 200]
-    keys.store.revoke(key.record.key_id)
-    successor = keys.store.rotate(rotated.record.key_id, 7 * DAY_S)
+    either.store.revoke(key.record.key_id)
+    successor = either.store.rotate(rotated.record.key_id, 7 * DAY_S)
     began_s = time.monotonic()
     for gateway in gateways:
         gateway.until(lambda: ask(gateway, key).status == 401, 6.0)
