@@ -74,7 +74,7 @@ def stages(
     config = snapshot.config
     refusals = Refusals()
     shadow = ShadowLimit(counters, parts.on_decision, parts.on_shadow)
-    addresses = AddressLimit(counters, parts.wall, parts.on_decision, shadow.take)
+    addresses = AddressLimit(counters, local, parts.wall, parts.on_decision, shadow.take)
     return [
         RequestIdentity(parts.randomness),  # 2   X-Request-ID, trace context
         CanonicalPath(),  # 3                     400

@@ -1,7 +1,7 @@
 """Requests that got no further than the door count against the client's address: unmatched paths, wrong credentials.
 
-It fails open always: what it guards are the answers 404 and 401, which let nobody in. A store that is far away is
-not asked for each of them: core/allowance.py.
+While the store is down the worker counts for itself, whatever the routes' fail modes are: guessing stays slow. A store
+that is far away is not asked for each of them: core/allowance.py.
 """
 
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from apigw.core.allowance import Allowances
 from apigw.core.tier_counters import TierCounters
-from apigw.core.verdicts import ALLOWED, FAIL_OPEN, REJECTED, Refusal, exceeded, nearest, refusal
+from apigw.core.verdicts import ALLOWED, FAIL_LOCAL, REJECTED, Refusal, exceeded, nearest, refusal
 from apigw.core.window import Counted, Demand
 from apigw.errors import CounterStoreDown, GatewayError
 from apigw.exchange import Exchange, RateVerdict
@@ -20,16 +20,21 @@ if TYPE_CHECKING:
 
 
 class AddressLimit:
-    """Counts a request on a tier's counter of its client's address. Sets ex.verdict."""
+    """Counts a request on a tier's counter of its client's address. Sets ex.verdict.
+
+    `local` decides while `store` is down; `shadow` takes the demands of tiers in shadow mode.
+    """
 
     def __init__(
         self,
         store: CounterStore,
+        local: CounterStore,
         wall: WallClock,
         on_decision: DecisionCounter,
         shadow: Callable[[Exchange, list[Demand], float], None],
     ) -> None:
         self._store = store
+        self._local = local
         self._wall = wall
         self._on_decision = on_decision
         self._shadow = shadow
@@ -48,7 +53,7 @@ class AddressLimit:
         return refused.addCallback(_error)
 
     def take(self, ex: Exchange, tier: "Tier") -> Any:
-        """None when the address has requests left or the store is down, else a Refusal; or a Deferred of either."""
+        """None when the address has requests left, else a Refusal; or a Deferred of either."""
         counters = self._counters.of(tier)
         demands = [counters.of_address(ex.client_ip)]
         now_s = self._wall()
@@ -60,11 +65,11 @@ class AddressLimit:
         try:
             counted = self._store.take(demands, now_s)
         except CounterStoreDown:
-            return self._on_decision(tier.tier, FAIL_OPEN)
+            return self._judged_here(ex, demands, now_s)
         if isinstance(counted, Counted):
             return self._judged(counted, ex, demands, now_s)
         asked = (ex, demands, now_s)
-        return counted.addCallbacks(self._judged, self._failed, callbackArgs=asked, errbackArgs=(tier.tier,))
+        return counted.addCallbacks(self._judged, self._failed, callbackArgs=asked, errbackArgs=asked)
 
     def _allowed(self, demand: Demand, ex: Exchange, now_s: float) -> bool:
         """Whether the request is of the address's allowance; if not, what was spent of it goes to the store."""
@@ -79,11 +84,13 @@ class AddressLimit:
             self._settle(demand, spent, start_s)
         return False
 
-    def _judged(self, counted: Counted, ex: Exchange, demands: list[Demand], now_s: float) -> Refusal | None:
+    def _judged(
+        self, counted: Counted, ex: Exchange, demands: list[Demand], now_s: float, allowed: str = ALLOWED
+    ) -> Refusal | None:
         if counted.allowed:
-            self._on_decision(demands[0].tier, ALLOWED)
+            self._on_decision(demands[0].tier, allowed)
             verdict = ex.verdict = nearest(counted, demands, now_s)
-            if self._settle is not None:
+            if self._settle is not None and allowed == ALLOWED:
                 demand = demands[0]
                 self._allowances.grant(demand.key, demand.limit, demand.window_s, verdict.remaining, now_s)
             return None
@@ -93,9 +100,14 @@ class AddressLimit:
         ex.verdict = refused.verdict
         return refused
 
-    def _failed(self, failure: Any, tier: str) -> None:
+    def _failed(self, failure: Any, ex: Exchange, demands: list[Demand], now_s: float) -> Refusal | None:
         failure.trap(CounterStoreDown)
-        self._on_decision(tier, FAIL_OPEN)
+        return self._judged_here(ex, demands, now_s)
+
+    def _judged_here(self, ex: Exchange, demands: list[Demand], now_s: float) -> Refusal | None:
+        counted = self._local.take(demands, now_s)
+        assert isinstance(counted, Counted)  # the worker's own memory never waits
+        return self._judged(counted, ex, demands, now_s, FAIL_LOCAL)
 
 
 def _error(refused: Refusal | None) -> GatewayError | None:

@@ -13,7 +13,7 @@ Note [Guessing]
   counter is asked only after a failure. The exception is an API key, whose check takes bcrypt 0.3 s: while an address
   stands exhausted, a key that this worker has not seen good lately is not checked. A token's check takes 0.03 ms.
   A client whose token has expired must learn to fetch a new one, from its 401, also behind a busy address.
-  When the counters are down, the answer is the 401: nobody gets in by it.
+  When the counters are down, this worker's own stand in for them (stages/address_limit.py).
 """
 
 from collections.abc import Callable

@@ -46,7 +46,7 @@ class World:
     def __init__(self, store: Any) -> None:
         self.decisions: list[tuple[str, str]] = []
         self.shadowed: list[str] = []
-        self.limit = AddressLimit(store, lambda: NOW_S, self.decide, self.shadow)
+        self.limit = AddressLimit(store, MemoryCounters(), lambda: NOW_S, self.decide, self.shadow)
 
     def decide(self, tier: str, decision: str) -> None:
         self.decisions.append((tier, decision))
@@ -111,13 +111,18 @@ def test_others_who_count_get_the_refusal_itself(store: Any) -> None:
 
 
 @pytest.mark.parametrize("later", [False, True])
-def test_it_fails_open(later: bool) -> None:
-    """And counts it as such; without a tier nothing is asked."""
+def test_while_the_store_is_down_the_worker_counts_for_itself(later: bool) -> None:
+    """So guessing is slow then, too; it is counted as such, and without a tier nothing is."""
     world = World(Down(later))
-    assert world.unmatched(exchange()) is None
-    assert world.decisions == [("door", "fail_open")]
+    asked = [exchange() for _ in range(3)]
+    answers = [world.unmatched(ex) for ex in asked]
+    assert answers[:2] == [None, None]
+    assert (answers[2].status, answers[2].retry_after_s) == (429, 48)
+    assert [ex.verdict.remaining for ex in asked if ex.verdict] == [1, 0, 0]
+    assert world.unmatched(exchange(ip="203.0.113.43")) is None, "another address"
+    assert world.decisions == [("door", "fail_local")] * 2 + [("door", "rejected"), ("door", "fail_local")]
     assert world.unmatched(exchange(None)) is None
-    assert len(world.decisions) == 1
+    assert len(world.decisions) == 4
 
 
 def test_a_tier_in_shadow_mode_refuses_nobody() -> None:
@@ -158,6 +163,32 @@ def test_far_from_its_limit_an_address_is_not_asked_for_each_time() -> None:
     remaining = [ex.verdict.remaining for ex in asked[:1000] if ex.verdict is not None]
     assert remaining == list(range(999, -1, -1))
     assert world.decisions.count(("door", "allowed")) == 1000
+
+
+class Failing(FarAway):
+    """One that fails when the test says."""
+
+    down = False
+
+    def take(self, demands: Any, now_s: float) -> Any:
+        if self.down:
+            raise CounterStoreDown("no answer within 5 ms")
+        return super().take(demands, now_s)
+
+
+def test_what_the_worker_counted_for_itself_is_never_added_to_the_store() -> None:
+    """Nor taken for what the store would allow: it is asked first when it is back."""
+    store = Failing()
+    world = World(store)
+    tier = Tier("door", 1000, 60, "client_ip")
+    store.down = True
+    for _ in range(30):
+        assert world.unmatched(exchange(tier)) is None
+    store.down = False
+    ex = exchange(tier)
+    assert world.unmatched(ex) is None
+    assert store.asked == 1 and store.added == []
+    assert ex.verdict is not None and ex.verdict.remaining == 999
 
 
 def test_a_small_limit_is_asked_for_every_time() -> None:

@@ -85,7 +85,7 @@ class World:
         self.now_s = float(EPOCH_S)
         self.asked = 0
         self.decisions: list[tuple[str, str]] = []
-        self.limit = AddressLimit(store or MemoryCounters(), self.wall, self.decide, lambda *_: None)
+        self.limit = AddressLimit(store or MemoryCounters(), MemoryCounters(), self.wall, self.decide, lambda *_: None)
         inner = inner or Authentication(Ring(), POLICY, self.wall)
         self.stage = FailedAuthentication(inner, self.count, known.__contains__, self.wall, self.decide)
 
@@ -200,11 +200,11 @@ def test_without_a_tier_a_wrong_credential_is_401_for_ever() -> None:
 
 
 @pytest.mark.parametrize("later", [False, True])
-def test_without_counters_a_wrong_credential_is_still_401(later: bool) -> None:
-    """Never fail open on authentication itself."""
+def test_while_the_counters_are_down_guessing_is_as_slow(later: bool) -> None:
+    """The worker counts for itself. Never fail open on authentication itself; who is good is not refused."""
     world = World(Down(later))
-    assert world.statuses(*[WRONG] * 6, GOOD) == [401] * 6 + [200]
-    assert world.decisions == [("door", "fail_open")] * 6
+    assert world.statuses(*[WRONG] * 6, GOOD) == [401] * 3 + [429] * 3 + [200]
+    assert world.decisions == [("door", "fail_local")] * 3 + [("door", "rejected")] * 3
 
 
 def test_an_exhausted_address_costs_no_more_checks_of_api_keys() -> None:
