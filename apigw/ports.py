@@ -31,8 +31,9 @@ class CounterStore(Protocol):
 class SettlingStore(CounterStore, Protocol):
     """A CounterStore that is far away, so that its counters may be added to later (core/allowance.py)."""
 
-    def add(self, demand: Demand, count: int, start_s: int) -> None:
-        """Add `count` requests to the demand's window that began at `start_s`. Never waits; lost while down."""
+    def add(self, demand: Demand, count: int, at_s: float) -> None:
+        """Add `count` requests, the last of which came at `at_s` (epoch s), or give some back. Never waits; lost while
+        down."""
         ...
 
 

@@ -7,30 +7,34 @@ Note [Bounded counters]
   gateway that nobody calls any more.
 """
 
+from array import array
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any, Final
 
-from apigw.core.window import Counted, Demand
+from apigw.core.window import PARTS, Count, Counted, Demand, Parts, part, recent, used
 from apigw.net.poller import Poller
 from apigw.ports import WallClock
 
 _PRUNE_EVERY_S: Final = 1.0
 _PRUNE_AT_MOST: Final = 5000  # about 1 ms; a full store of 100,000 is empty 20 s after its windows are over
 
-MAX_ENTRIES: Final = 100_000  # about 350 bytes each
+MAX_ENTRIES: Final = 100_000  # 240 bytes each after one request, up to 900
 _LOOK_AT: Final = 2  # stalest entries looked at in one call
+# The parts of all whose only request of a window fell in this one: a flood of identifiers costs little.
+_ALONE: Final[list[Parts]] = [(0,) * number + (1,) for number in range(PARTS)]
 
 
 class MemoryCounters:
     """A CounterStore that answers at once. Not shared: with N workers a client has N times its limit.
 
-    An entry is [window's begin (epoch s), previous, current, epoch s at which it says nothing any more].
+    An entry is [window's begin (epoch s), previous, current, epoch s at which it says nothing any more, and the parts
+    (core/window.py) of both windows].
     """
 
     def __init__(self, max_entries: int = MAX_ENTRIES) -> None:
         self._max_entries = max_entries
-        self._entries: OrderedDict[str, list[int]] = OrderedDict()
+        self._entries: OrderedDict[str, list[Any]] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -39,32 +43,49 @@ class MemoryCounters:
         """Count against all or none. Never raises CounterStoreDown."""
         allowed = True
         taken = []
+        counts: list[Count] = []
         for _, key, limit, window_s in demands:
             start_s = int(now_s // window_s) * window_s
             entry = self._entry(key, start_s, window_s)
-            taken.append(entry)
-            if entry[1] * (1.0 - (now_s - start_s) / window_s) + entry[2] >= limit:  # core.window.exhausted
+            share = 1.0 - (now_s - start_s) / window_s
+            count = entry[1], entry[2], recent(entry[1], entry[4], share, limit) if entry[1] else 0
+            if used(count, limit, share) >= limit:
                 allowed = False
-        if allowed:
-            for entry in taken:
-                entry[2] += 1
+            taken.append((entry, share))
+            counts.append(count)
         self.prune(now_s, _LOOK_AT)
-        return Counted(allowed, [(entry[1], entry[2]) for entry in taken])
+        if not allowed:
+            return Counted(False, counts, [(entry[4], entry[5]) for entry, _ in taken])
+        for entry, share in taken:
+            self._count(entry, part(share))
+        return Counted(True, [(previous, current + 1, late) for previous, current, late in counts])
 
-    def _entry(self, key: str, start_s: int, window_s: int) -> list[int]:
+    def _count(self, entry: list[Any], fell_in: int) -> None:
+        entry[2] += 1
+        parts = entry[5]
+        if not parts:
+            entry[5] = _ALONE[fell_in]
+            return
+        if parts.__class__ is tuple:
+            parts = entry[5] = array("I", parts)
+        if fell_in >= len(parts):
+            parts.extend((0,) * (fell_in + 1 - len(parts)))
+        parts[fell_in] += 1
+
+    def _entry(self, key: str, start_s: int, window_s: int) -> list[Any]:
         """The key's entry, rolled on to the window that begins at start_s."""
         entries = self._entries
         entry = entries.get(key)
         if entry is None:
             if len(entries) >= self._max_entries:
                 entries.popitem(last=False)
-            entry = entries[key] = [start_s, 0, 0, start_s + 2 * window_s]
+            entry = entries[key] = [start_s, 0, 0, start_s + 2 * window_s, (), ()]
             return entry
         entries.move_to_end(key)
         if entry[0] != start_s:
             # Anything but the next window: long ago, or the clock or the window's length was changed.
-            entry[1] = entry[2] if entry[0] == start_s - window_s else 0
-            entry[0], entry[2], entry[3] = start_s, 0, start_s + 2 * window_s
+            entry[1], entry[4] = (entry[2], entry[5]) if entry[0] == start_s - window_s else (0, ())
+            entry[0], entry[2], entry[3], entry[5] = start_s, 0, start_s + 2 * window_s, ()
         return entry
 
     def prune(self, now_s: float, at_most: int) -> None:

@@ -30,7 +30,7 @@ from apigw.adapters.redis_link import pack
 from apigw.adapters.redis_script import Check, Plain, Question, packed, probe_of
 from apigw.config.model import RedisSection
 from apigw.core.cluster_slots import SLOTS, Place, read_redirection, slot_of, tag_within
-from apigw.core.window import Counted, Demand, window_start
+from apigw.core.window import Counted, Demand
 from apigw.errors import CounterStoreDown
 
 log = Logger()
@@ -113,7 +113,7 @@ class ClusterCounters(MultiService):
         for index, demand in enumerate(demands):
             try:
                 node = self._node_of(demand.key)
-                node.put(Check(joint.part(index), packed((demand,), now_s), 3, node.refused))
+                node.put(Check(joint.part(index), packed((demand,), now_s), 1, node.refused))
             except CounterStoreDown as refused:
                 down.append((index, refused))
         if len(down) == len(demands):
@@ -122,14 +122,14 @@ class ClusterCounters(MultiService):
             joint.failed(index, reason)
         return joint.counted
 
-    def add(self, demand: Demand, count: int, start_s: int) -> None:
+    def add(self, demand: Demand, count: int, at_s: float) -> None:
         """See ports.SettlingStore."""
         node = self._slots[slot_of(demand.key)]
         if node is not None:
-            node.add(demand, count, start_s)
+            node.add(demand, count, at_s)
 
     def _give_back(self, now_s: float, demand: Demand) -> None:
-        self.add(demand, -1, window_start(now_s, demand.window_s))
+        self.add(demand, -1, now_s)
 
     def _node_of(self, key: str) -> RedisCounters:
         node = self._slots[slot_of(key)]

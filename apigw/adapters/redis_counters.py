@@ -19,7 +19,7 @@ from twisted.internet.interfaces import IReactorTime
 
 from apigw.adapters.redis_link import RedisLink
 from apigw.adapters.redis_node import Connect, RedisNode, ignored, unheard, unobserved
-from apigw.adapters.redis_script import LOAD, Check, Question, Settlement, about_one_key, packed, sent_away
+from apigw.adapters.redis_script import LOAD, Check, Question, Settlement, about_one_key, added, packed, sent_away
 from apigw.config.model import RedisSection
 from apigw.core.window import Counted, Demand
 from apigw.errors import CounterStoreDown
@@ -72,20 +72,16 @@ class RedisCounters(RedisNode):
         if not batch:
             self._after_turn(self._flush)
         deferred: Deferred[Counted] = Deferred()
-        batch.append(Check(deferred, packed(demands, now_s), 1 + 2 * len(demands), self.refused))
+        batch.append(Check(deferred, packed(demands, now_s), len(demands), self.refused))
         return deferred
 
-    def add(self, demand: Demand, count: int, start_s: int) -> None:
-        """Requests counted elsewhere, to the window that began at `start_s`; before the checks of this turn."""
+    def add(self, demand: Demand, count: int, at_s: float) -> None:
+        """Requests counted elsewhere, the last at `at_s` (epoch seconds); before the checks of this turn."""
         if self.up and self._link is not None:
             if not self._batch:
                 self._after_turn(self._flush)
-            key = f"{demand.key}:{start_s}"
-            # the counter may be gone by now, evicted or flushed: without a TTL of its own it would live for ever
-            self._batch += (
-                Settlement(self.refused, "INCRBY", key, count),
-                Settlement(self.refused, "EXPIRE", key, 2 * demand.window_s),
-            )
+            for command in added(demand, count, at_s):
+                self._batch.append(Settlement(self.refused, *command))
 
     # -- asking
 

@@ -1,20 +1,23 @@
-"""A check while its slot moves from one node of a cluster to another: its two windows may lie on different nodes.
+"""A check while its slot moves from one node of a cluster to another: its keys may lie on different nodes.
 
 The old node has what was not moved yet, the new one everything else, and neither runs a script that names a key
-which it has not (TRYAGAIN). So the check is taken apart: the previous window is read, then the current one is judged
-and counted by a script of one key. Two round trips, for as long as the slot moves; counted exactly once.
+which it has not (TRYAGAIN). So the check is taken apart: what it only reads is read, then the current window is judged
+and counted by a script of one key; at last its spread is told. Two round trips, for as long as the slot moves; counted
+exactly once.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
 import hiredis
+from twisted.internet.defer import Deferred, FirstError, gatherResults, maybeDeferred
 
 from apigw.adapters.redis_link import pack
-from apigw.adapters.redis_script import Check
+from apigw.adapters.redis_script import Check, parts_of
+from apigw.core.window import part, recent, used
 from apigw.errors import CounterStoreDown
 
-# KEYS: current window. ARGV: limit, what the previous one counts for, TTL. Reply: 1 or 0, current.
+# KEYS: current window. ARGV: limit, what all other windows count for, TTL. Reply: 1 or 0, current.
 HALF: Final = b"""
 local current = tonumber(redis.call('GET', KEYS[1]) or 0) or 0
 if tonumber(ARGV[2]) + current >= tonumber(ARGV[1]) then return {0, current} end
@@ -23,17 +26,20 @@ redis.call('EXPIRE', KEYS[1], ARGV[3])
 return {1, current}
 """
 
-Ask = Callable[[str, bytes], Awaitable[Any]]  # (key, command): the reply of whoever has the key; or CounterStoreDown
+Ask = Callable[[str, bytes], "Deferred[Any]"]  # (key, command): the reply of whoever has the key; or CounterStoreDown
 
 
 class Halves(NamedTuple):
-    """What a check of one counter asks."""
+    """What a check of one counter asks: redis_script.keys_of(), and its rule."""
 
     current: str
     previous: str
-    limit: bytes
+    following: str
+    spread: str
+    previous_spread: str
+    limit: int
     share: float
-    ttl_s: bytes
+    ttl_s: int
 
 
 def halves_of(command: bytes) -> Halves | None:
@@ -41,23 +47,47 @@ def halves_of(command: bytes) -> Halves | None:
     reader = hiredis.Reader()
     reader.feed(command)
     words = reader.gets()
-    if not isinstance(words, list) or len(words) != 8 or words[0] != b"EVALSHA":
+    if not isinstance(words, list) or len(words) != 11 or words[0] != b"EVALSHA":
         return None
-    current, previous = (word.decode("utf-8", "surrogatepass") for word in words[3:5])
-    return Halves(current, previous, words[5], float(words[6]), words[7])
+    current, previous, following, spread, past = (word.decode("utf-8", "surrogatepass") for word in words[3:8])
+    return Halves(current, previous, following, spread, past, int(words[8]), float(words[9]), int(words[10]))
 
 
 async def ask_in_halves(check: Check, halves: Halves, ask: Ask) -> None:
     """Gives the check its reply, or has it fail."""
+    limit, share = halves.limit, halves.share
     try:
-        found = await ask(halves.previous, pack("GET", halves.previous))
-        previous = int(found) if isinstance(found, bytes) and found.isdigit() else 0
-        share = b"%.17g" % (previous * halves.share)
-        reply = await ask(halves.current, pack("EVAL", HALF, 1, halves.current, halves.limit, share, halves.ttl_s))
-    except CounterStoreDown as down:
-        check.fail(str(down))
+        read = [
+            maybeDeferred(ask, key, pack("GET", key))
+            for key in (halves.previous, halves.following, halves.previous_spread)
+        ]
+        found = await gatherResults(read, consumeErrors=True)
+        previous, ahead = _number(found[0]), _number(found[1])
+        spread = found[2] if isinstance(found[2], bytes) else b""
+        late = recent(previous, parts_of(spread), share, limit)
+        others = b"%.17g" % used((previous, ahead, late), limit, share)
+        reply = await ask(halves.current, pack("EVAL", HALF, 1, halves.current, limit, others, halves.ttl_s))
+    except (CounterStoreDown, FirstError) as failed:
+        check.fail(str(failed.subFailure.value if isinstance(failed, FirstError) else failed))
         return
-    if isinstance(reply, list) and len(reply) == 2:
-        check([reply[0], previous, reply[1]])
-    else:
+    if not isinstance(reply, list) or len(reply) != 2:
         check.fail("a check's answer is not the script's")
+    elif reply[0] == 1:
+        check([1, previous, ahead + reply[1], late])
+        await _tell(halves, ask)
+    else:
+        check([0, previous, ahead + reply[1], late, spread, b""])
+
+
+async def _tell(halves: Halves, ask: Ask) -> None:
+    """In which part of the window it was counted. That it was counted stands, whatever comes of this."""
+    fell_in = part(halves.share)
+    try:
+        await ask(halves.spread, pack("BITFIELD", halves.spread, "OVERFLOW", "SAT", "INCRBY", "i32", f"#{fell_in}", 1))
+        await ask(halves.spread, pack("EXPIRE", halves.spread, halves.ttl_s))
+    except CounterStoreDown:
+        pass
+
+
+def _number(found: Any) -> int:
+    return int(found) if isinstance(found, bytes) and found.isdigit() else 0

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 from twisted.internet.defer import Deferred
 
-from apigw.core.window import Counted, Demand
+from apigw.core.window import UNKNOWN, Count, Counted, Demand, Spread
 from apigw.errors import CounterStoreDown
 
 
@@ -39,7 +39,7 @@ class Joint:
     counted: fires when all counters have said or failed.
     """
 
-    __slots__ = ("counted", "_demands", "_give_back", "_left", "_verdicts", "_counts", "_reason")
+    __slots__ = ("counted", "_demands", "_give_back", "_left", "_verdicts", "_counts", "_spreads", "_reason")
 
     def __init__(self, demands: Sequence[Demand], give_back: Callable[[Demand], None]) -> None:
         self.counted: Deferred[Counted] = Deferred()
@@ -47,7 +47,8 @@ class Joint:
         self._give_back = give_back
         self._left = len(demands)
         self._verdicts: list[bool | None] = [None] * len(demands)  # None: no word
-        self._counts: list[tuple[int, int]] = [(0, 0)] * len(demands)
+        self._counts: list[Count] = [(0, 0, 0)] * len(demands)
+        self._spreads: list[Spread] = [UNKNOWN] * len(demands)
         self._reason: CounterStoreDown | None = None
 
     def part(self, index: int) -> _Part:
@@ -57,6 +58,8 @@ class Joint:
     def said(self, index: int, counted: Counted) -> None:
         self._verdicts[index] = counted.allowed
         self._counts[index] = counted.counts[0]
+        if counted.spreads:
+            self._spreads[index] = counted.spreads[0]
         self._one_less()
 
     def failed(self, index: int, down: CounterStoreDown) -> None:
@@ -71,10 +74,10 @@ class Joint:
         if False in verdicts:
             for index, verdict in enumerate(verdicts):
                 if verdict:
-                    previous, current = counts[index]
-                    counts[index] = previous, current - 1
+                    previous, current, recent = counts[index]
+                    counts[index] = previous, current - 1, recent
                     self._give_back(self._demands[index])
-            self.counted.callback(Counted(False, counts))
+            self.counted.callback(Counted(False, counts, self._spreads))
         elif None in verdicts:
             counted = tuple(index for index, verdict in enumerate(verdicts) if verdict)
             self.counted.errback(CounterStoreDown(self._reason, counted))

@@ -3,36 +3,59 @@
 from collections.abc import Callable, Sequence
 from functools import cache
 from hashlib import sha1
+from struct import unpack_from
 from typing import Any, Final, Protocol
 
 from hiredis import ReplyError
 from twisted.internet.defer import Deferred
 
 from apigw.adapters.redis_link import pack
-from apigw.core.window import Counted, Demand
+from apigw.core.window import PARTS, Counted, Demand, Parts, part, spread_key, weight, window_start
 from apigw.errors import CounterStoreDown
 
-# KEYS: current and previous window of each counter. ARGV: limit, previous window's share, TTL of each.
-# Reply: 1 or 0 (all counted, or none), then previous and current of each. core.window.exhausted() in Lua.
+# KEYS of each counter: keys_of(). ARGV of each: limit, previous window's share, TTL. Reply: 1 or 0 (all counted, or
+# none); previous, current and recent of each; when none was counted, the spreads of previous and current of each.
+# A spread is an array of PARTS big-endian integers of 4 bytes. core.window.used() in Lua.
 SCRIPT: Final = b"""
-local counts = redis.call('MGET', unpack(KEYS))
+local found = redis.call('MGET', unpack(KEYS))
+local counters = #KEYS / 5
 local reply = {1}
-for i = 1, #KEYS, 2 do
-  local current = tonumber(counts[i] or 0) or 0
-  local previous = tonumber(counts[i + 1] or 0) or 0
-  local rule = (i - 1) / 2 * 3
-  if previous * tonumber(ARGV[rule + 2]) + current >= tonumber(ARGV[rule + 1]) then reply[1] = 0 end
-  reply[i + 1] = previous
-  reply[i + 2] = current
+local parts = {}
+for i = 0, counters - 1 do
+  local current = (tonumber(found[i * 5 + 1] or 0) or 0) + (tonumber(found[i * 5 + 3] or 0) or 0)
+  local previous = tonumber(found[i * 5 + 2] or 0) or 0
+  local limit, share = tonumber(ARGV[i * 3 + 1]), tonumber(ARGV[i * 3 + 2])
+  local slack, part = math.max(1, math.floor(limit / 50)), math.min(%d, math.floor((1 - share) * %d))
+  local recent = previous
+  if previous * (1 - share) > slack then
+    local spread, late = found[i * 5 + 5] or '', 0
+    for at = part * 4 + 1, math.min(#spread, %d) - 3, 4 do
+      late = late + struct.unpack('>i4', spread, at)
+    end
+    recent = math.min(previous, late)
+  end
+  if math.max(previous * share, recent - slack) + current >= limit then reply[1] = 0 end
+  parts[i] = part
+  reply[i * 3 + 2] = previous
+  reply[i * 3 + 3] = current
+  reply[i * 3 + 4] = recent
 end
-if reply[1] == 1 then
-  for i = 1, #KEYS, 2 do
-    reply[i + 2] = redis.call('INCR', KEYS[i])
-    redis.call('EXPIRE', KEYS[i], ARGV[(i - 1) / 2 * 3 + 3])
+for i = 0, counters - 1 do
+  if reply[1] == 1 then
+    local key, spread, ttl = KEYS[i * 5 + 1], KEYS[i * 5 + 4], ARGV[i * 3 + 3]
+    redis.call('INCR', key)
+    redis.call('EXPIRE', key, ttl)
+    if redis.call('BITFIELD', spread, 'OVERFLOW', 'SAT', 'INCRBY', 'i32', '#' .. parts[i], 1)[1] == 1 then
+      redis.call('EXPIRE', spread, ttl)
+    end
+    reply[i * 3 + 3] = reply[i * 3 + 3] + 1
+  else
+    reply[#reply + 1] = found[i * 5 + 5] or ''
+    reply[#reply + 1] = found[i * 5 + 4] or ''
   end
 end
 return reply
-"""
+""" % (PARTS - 1, PARTS, 4 * PARTS)
 SHA: Final = sha1(SCRIPT).hexdigest().encode("ascii")
 LOAD: Final = pack(b"SCRIPT", b"LOAD", SCRIPT)
 _SHARE: Final = b"%.17g"  # 17 digits carry a double exactly: Redis decides as core.window would
@@ -40,14 +63,16 @@ _ONE_KEY_WORDS: Final = ("WRONGTYPE", "not an integer", "would overflow")  # say
 _CLUSTER_WORDS: Final = ("MOVED ", "ASK ", "TRYAGAIN", "CLUSTERDOWN Hash slot")
 # The password changed, or this is no longer the master and its name leads elsewhere by now.
 _NEW_CONNECTION_WORDS: Final = ("NOAUTH", "WRONGPASS", "NOPERM", "READONLY", "MASTERDOWN")
-_CALLS_KEPT: Final = 4096  # 0.8 KiB each
+_CALLS_KEPT: Final = 4096  # 1.2 KiB each
 # (begin of the window; the call of this counter alone up to its share; its keys; its limit; what follows the share)
 _calls: dict[Demand, tuple[int, bytes, bytes, bytes, bytes]] = {}
 
 
 def probe_of(tag: str) -> bytes:
     """The script call on a counter that nobody else has: `rate:{probe}`; in a cluster of a tag in the node's slots."""
-    return pack("EVALSHA", SHA, 2, f"rate:{{{tag}}}", f"rate:{{{tag}}}:previous", 1 << 53, "0", 10)
+    counter, spread = f"rate:{{{tag}}}", f"spread:{{{tag}}}"
+    keys = (counter, f"{counter}:previous", f"{counter}:next", spread, f"{spread}:previous")
+    return pack("EVALSHA", SHA, len(keys), *keys, 1 << 53, "0", 10)
 
 
 PROBE: Final = probe_of("probe")
@@ -74,16 +99,42 @@ def packed(demands: Sequence[Demand], now_s: float) -> bytes:
     return b"".join((_begin(len(demands)), *words, *rules))
 
 
+def added(demand: Demand, count: int, at_s: float) -> tuple[tuple[str | int, ...], ...]:
+    """The commands that add `count` requests, less than none to give some back, which SCRIPT would have at `at_s`."""
+    window_s = demand.window_s
+    start_s = window_start(at_s, window_s)
+    key, spread, ttl_s = f"{demand.key}:{start_s}", spread_key(demand.key, start_s), 2 * window_s
+    fell_in = part(weight(at_s, window_s))
+    # the keys may be gone by now, evicted or flushed: without a TTL of its own a new one would live for ever
+    return (
+        ("INCRBY", key, count),
+        ("EXPIRE", key, ttl_s),
+        ("BITFIELD", spread, "OVERFLOW", "SAT", "INCRBY", "i32", f"#{fell_in}", count),
+        ("EXPIRE", spread, ttl_s),
+    )
+
+
 def _kept(demand: Demand, start_s: int) -> tuple[int, bytes, bytes, bytes, bytes]:
     """A counter's words in the window that began at `start_s`; remembered. See _calls."""
     _, key, limit, window_s = demand
-    keys = _word(f"{key}:{start_s}") + _word(f"{key}:{start_s - window_s}")
+    keys = b"".join(map(_word, keys_of(key, start_s, window_s)))
     limit_word = _word(limit)
     if len(_calls) >= _CALLS_KEPT:
         _calls.clear()
     kept = (start_s, _begin(1) + keys + limit_word, keys, limit_word, b"\r\n" + _word(2 * window_s))
     _calls[demand] = kept
     return kept
+
+
+def keys_of(counter: str, start_s: int, window_s: int) -> tuple[str, ...]:
+    """SCRIPT's keys of one counter (counter_key()) in the window that began at `start_s`."""
+    return (
+        f"{counter}:{start_s}",
+        f"{counter}:{start_s - window_s}",
+        f"{counter}:{start_s + window_s}",
+        spread_key(counter, start_s),
+        spread_key(counter, start_s - window_s),
+    )
 
 
 def _word(word: str | int) -> bytes:
@@ -94,7 +145,7 @@ def _word(word: str | int) -> bytes:
 @cache
 def _begin(counters: int) -> bytes:
     """How the call for so many counters begins: up to its keys."""
-    return b"*%d\r\n%b" % (3 + 5 * counters, pack(b"EVALSHA", SHA, 2 * counters).partition(b"\r\n")[2])
+    return b"*%d\r\n%b" % (3 + 8 * counters, pack(b"EVALSHA", SHA, 5 * counters).partition(b"\r\n")[2])
 
 
 class Question:
@@ -143,33 +194,54 @@ class Asker(Protocol):
 
 
 class Check(Question):
-    """One request's question. Without its asker it has failed: the answer is too late."""
+    """One request's question on `counters` counters. Without its asker it has failed: the answer is too late."""
 
-    __slots__ = ("asker", "_length")
+    __slots__ = ("asker", "_counters")
 
-    def __init__(self, asker: Asker, command: bytes, length: int, refused: "Callable[[Question, Any], None]") -> None:
+    def __init__(self, asker: Asker, command: bytes, counters: int, refused: "Callable[[Question, Any], None]") -> None:
         self.asker: Asker | None = asker
         self.command = command
         self.tries = 0
-        self._length = length  # of the reply
+        self._counters = counters
         self.refused = refused
 
     def __call__(self, reply: Any) -> None:
         if self.asker is None:
             return
-        if reply.__class__ is list and len(reply) == self._length:
-            if len(reply) == 3:
-                counts = [(reply[1], reply[2])]
-            else:
-                counts = list(zip(reply[1::2], reply[2::2], strict=True))
-            self.asker.callback(Counted(reply[0] == 1, counts))
-        else:
+        counted = read(reply, self._counters)
+        if counted is None:
             self.refused(self, reply)
+        else:
+            self.asker.callback(counted)
 
     def fail(self, reason: str | None) -> None:
         asker, self.asker = self.asker, None
         if asker is not None:
             asker.errback(CounterStoreDown(reason))
+
+
+def read(reply: Any, counters: int) -> Counted | None:
+    """What SCRIPT's reply about so many counters says; None: it is not one."""
+    if reply.__class__ is not list:
+        return None
+    end = 1 + 3 * counters
+    if len(reply) == end and reply[0] == 1:
+        if end == 4:
+            return Counted(True, [(reply[1], reply[2], reply[3])])
+        return Counted(True, list(zip(reply[1::3], reply[2::3], reply[3::3], strict=True)))
+    if len(reply) == end + 2 * counters and reply[0] == 0:
+        counts = list(zip(reply[1:end:3], reply[2:end:3], reply[3:end:3], strict=True))
+        spreads = [
+            (parts_of(one), parts_of(other)) for one, other in zip(reply[end::2], reply[end + 1 :: 2], strict=True)
+        ]
+        return Counted(False, counts, spreads)
+    return None
+
+
+def parts_of(packed_parts: bytes) -> Parts:
+    """A spread as Redis keeps it."""
+    count = min(PARTS, len(packed_parts) // 4)
+    return unpack_from(f">{count}i", packed_parts)
 
 
 class Plain(Question):

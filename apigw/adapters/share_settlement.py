@@ -23,5 +23,5 @@ class ShareSettlement(Poller):
         super().__init__(reactor, _EVERY_S, name="share settlement")
 
     def poll(self) -> None:
-        for demand, spent, start_s in self._shares.overdue(self._wall()):
-            self._store.add(demand, spent, start_s)
+        for demand, spent, last_s in self._shares.overdue(self._wall()):
+            self._store.add(demand, spent, last_s)

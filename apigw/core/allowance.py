@@ -11,20 +11,22 @@ Note [Allowances]
 
 from typing import Final
 
+from apigw.core.window import window_start
+
 _SHARE: Final = 100  # of the limit: one in a hundred
 _LASTS_S: Final = 1.0
 _KEPT: Final = 4096  # addresses; the oldest leaves, and what it had is forgotten
 
 
 class _Allowance:
-    __slots__ = ("left", "spent", "until_s", "remaining", "begin_s")
+    __slots__ = ("left", "spent", "until_s", "remaining", "last_s")
 
-    def __init__(self, left: int, until_s: float, remaining: int, begin_s: int) -> None:
+    def __init__(self, left: int, until_s: float, remaining: int, now_s: float) -> None:
         self.left = left
         self.spent = 0
         self.until_s = until_s
         self.remaining = remaining
-        self.begin_s = begin_s
+        self.last_s = now_s  # when one was spent last
 
 
 class Allowances:
@@ -36,21 +38,22 @@ class Allowances:
     def spend(self, key: str, now_s: float) -> int | None:
         """One request of the allowance: what remains of the limit after it; None when the counter must be asked."""
         allowance = self._by_key.get(key)
-        if allowance is None or allowance.left <= 0 or not 0.0 <= allowance.until_s - now_s <= _LASTS_S:
+        if allowance is None or allowance.left <= 0 or not 0.0 < allowance.until_s - now_s <= _LASTS_S:
             return None
         allowance.left -= 1
         allowance.spent += 1
+        allowance.last_s = now_s
         return allowance.remaining - allowance.spent
 
-    def settle(self, key: str, window_s: int, now_s: float) -> tuple[int, int]:
-        """(requests let through unasked, begin of their window); the allowance ends with it. (0, 0) for none.
+    def settle(self, key: str, window_s: int, now_s: float) -> tuple[int, float]:
+        """(requests let through unasked, when the last of them came); the allowance ends with it. (0, 0.0) for none.
 
         What was let through two windows ago is forgotten: its counter has expired and would be made anew for ever.
         """
         allowance = self._by_key.pop(key, None)
-        if allowance is None or now_s >= allowance.begin_s + 2 * window_s:
-            return 0, 0
-        return allowance.spent, allowance.begin_s
+        if allowance is None or now_s >= window_start(allowance.last_s, window_s) + 2 * window_s:
+            return 0, 0.0
+        return allowance.spent, allowance.last_s
 
     def grant(self, key: str, limit: int, window_s: int, remaining: int, now_s: float) -> None:
         """The counter was asked at `now_s` and said that `remaining` of `limit` are left.
@@ -63,4 +66,4 @@ class Allowances:
         begin_s = int(now_s // window_s) * window_s
         if len(self._by_key) >= _KEPT:
             del self._by_key[next(iter(self._by_key))]
-        self._by_key[key] = _Allowance(left, min(now_s + _LASTS_S, begin_s + window_s), remaining, begin_s)
+        self._by_key[key] = _Allowance(left, min(now_s + _LASTS_S, begin_s + window_s), remaining, now_s)

@@ -18,7 +18,7 @@ Note [Global share]
 
 from typing import Final
 
-from apigw.core.window import Demand, judge
+from apigw.core.window import Count, Demand, judge, window_start
 
 _SHARE: Final = 400  # one in so many of the limit
 _LEAST: Final = 10  # a smaller share is not worth its trouble
@@ -27,15 +27,15 @@ _LASTS_S: Final = 0.75  # adapters/share_settlement.py looks each 0.2 s: settled
 
 
 class _Share:
-    __slots__ = ("demand", "left", "spent", "until_s", "remaining", "start_s")
+    __slots__ = ("demand", "left", "spent", "until_s", "remaining", "last_s")
 
-    def __init__(self, demand: Demand, left: int, until_s: float, remaining: int, start_s: int) -> None:
+    def __init__(self, demand: Demand, left: int, until_s: float, remaining: int, now_s: float) -> None:
         self.demand = demand
         self.left = left
         self.spent = 0
         self.until_s = until_s
         self.remaining = remaining  # of the limit, when it was asked
-        self.start_s = start_s
+        self.last_s = now_s  # when one was spent last
 
 
 class GlobalShares:
@@ -47,10 +47,11 @@ class GlobalShares:
     def spend(self, demand: Demand, now_s: float) -> int | None:
         """Count one request here: what is left of the limit after it. None when the store must be asked."""
         share = self._by_key.get(demand.key)
-        if share is None or not share.left or not 0.0 <= share.until_s - now_s <= _LASTS_S:
+        if share is None or not share.left or not 0.0 < share.until_s - now_s <= _LASTS_S:
             return None
         share.left -= 1
         share.spent += 1
+        share.last_s = now_s
         return share.remaining - share.spent
 
     def take_back(self, demand: Demand) -> None:
@@ -60,28 +61,29 @@ class GlobalShares:
             share.left += 1
             share.spent -= 1
 
-    def settle(self, demand: Demand, now_s: float) -> tuple[int, int]:
-        """(requests that the store does not know, the begin of their window); (0, 0) for none. The share is over.
+    def settle(self, demand: Demand, now_s: float) -> tuple[int, float]:
+        """(requests that the store does not know, when the last of them came); (0, 0.0) for none. The share is over.
 
         A window that nobody asks about any more is left alone: its counter has expired.
         """
         share = self._by_key.pop(demand.key, None)
-        if share is None or now_s >= share.start_s + 2 * demand.window_s:
-            return 0, 0
-        return share.spent, share.start_s
+        if share is None or now_s >= window_start(share.last_s, demand.window_s) + 2 * demand.window_s:
+            return 0, 0.0
+        return share.spent, share.last_s
 
-    def learn(self, demand: Demand, previous: int, current: int, now_s: float) -> None:
+    def learn(self, demand: Demand, count: Count, now_s: float) -> None:
         """The store was asked at `now_s`. Answers that come while a share is held change nothing."""
+        previous, current, _ = count
         left = demand.limit // _SHARE
         if left < _LEAST or previous + current >= _FAR * demand.limit or demand.key in self._by_key:
             return
         start_s = int(now_s // demand.window_s) * demand.window_s
-        remaining = judge(demand, previous, current, now_s).remaining
+        remaining = judge(demand, count, now_s).remaining
         until_s = min(now_s + _LASTS_S, start_s + demand.window_s)
-        self._by_key[demand.key] = _Share(demand, left, until_s, remaining, start_s)
+        self._by_key[demand.key] = _Share(demand, left, until_s, remaining, now_s)
 
-    def overdue(self, now_s: float) -> list[tuple[Demand, int, int]]:
-        """settle() of the shares whose time is over and that no request has ended: (demand, requests, their window)."""
-        over = [share.demand for share in self._by_key.values() if not 0.0 <= share.until_s - now_s <= _LASTS_S]
+    def overdue(self, now_s: float) -> list[tuple[Demand, int, float]]:
+        """settle() of the shares whose time is over and that no request has ended, each with its demand."""
+        over = [share.demand for share in self._by_key.values() if not 0.0 < share.until_s - now_s <= _LASTS_S]
         settled = [(demand, *self.settle(demand, now_s)) for demand in over]
         return [one for one in settled if one[1]]

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-from apigw.core.window import Counted, Demand, Judgement, judge
+from apigw.core.window import UNKNOWN, Counted, Demand, Judgement, judge
 from apigw.errors import GatewayError
 from apigw.exchange import RateVerdict
 
@@ -27,9 +27,9 @@ class Refusal(NamedTuple):
 
 def nearest(counted: Counted, demands: Sequence[Demand], now_s: float) -> RateVerdict:
     """The verdict of the limit nearest to refusing."""
-    limit, remaining, reset_epoch_s, _ = judge(demands[0], *counted.counts[0], now_s)
+    limit, remaining, reset_epoch_s, _ = judge(demands[0], counted.counts[0], now_s)
     for position in range(1, len(demands)):
-        other = judge(demands[position], *counted.counts[position], now_s)
+        other = judge(demands[position], counted.counts[position], now_s)
         if other.remaining < remaining:
             limit, remaining, reset_epoch_s, _ = other
     return RateVerdict(limit, remaining, reset_epoch_s)
@@ -37,7 +37,9 @@ def nearest(counted: Counted, demands: Sequence[Demand], now_s: float) -> RateVe
 
 def refusal(counted: Counted, demands: Sequence[Demand], now_s: float) -> Refusal:
     """Of a request that was not counted: by the limit that keeps the client waiting longest."""
-    judgements = [judge(demand, *counts, now_s) for demand, counts in zip(demands, counted.counts, strict=True)]
+    spreads = counted.spreads or [UNKNOWN] * len(demands)
+    asked = zip(demands, counted.counts, spreads, strict=True)
+    judgements = [judge(demand, count, now_s, spread) for demand, count, spread in asked]
     worst: Judgement = max(judgements, key=lambda judgement: judgement.retry_after_s)
     verdict = RateVerdict(worst.limit, worst.remaining, worst.reset_epoch_s)
     return Refusal(demands[judgements.index(worst)], verdict, max(1, worst.retry_after_s))

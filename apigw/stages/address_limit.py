@@ -39,7 +39,7 @@ class AddressLimit:
         self._on_decision = on_decision
         self._shadow = shadow
         self._counters = TierCounters()
-        self._settle: Callable[[Demand, int, int], None] | None = getattr(store, "add", None)  # ports.SettlingStore
+        self._settle: Callable[[Demand, int, float], None] | None = getattr(store, "add", None)  # ports.SettlingStore
         self._allowances = Allowances()
 
     def unmatched(self, ex: Exchange) -> Any:
@@ -79,9 +79,9 @@ class AddressLimit:
             end_s = int(now_s // demand.window_s + 1) * demand.window_s
             ex.verdict = RateVerdict(demand.limit, remaining, end_s)
             return True
-        spent, start_s = self._allowances.settle(demand.key, demand.window_s, now_s)
+        spent, last_s = self._allowances.settle(demand.key, demand.window_s, now_s)
         if spent and self._settle is not None:
-            self._settle(demand, spent, start_s)
+            self._settle(demand, spent, last_s)
         return False
 
     def _judged(

@@ -73,7 +73,7 @@ class RateLimit:
         self._on_decision = on_decision
         self._shadow = shadow
         self._shares = shares
-        self._settle: Callable[[Demand, int, int], None] | None = getattr(store, "add", None)  # ports.SettlingStore
+        self._settle: Callable[[Demand, int, float], None] | None = getattr(store, "add", None)  # ports.SettlingStore
         self._counters = TierCounters()
 
     def enter(self, ex: Exchange) -> Any:
@@ -116,9 +116,9 @@ class RateLimit:
                 left = self._shares.spend(demand, now_s)
                 if left is None:
                     demands.append(demand)
-                    spent, start_s = self._shares.settle(demand, now_s)
+                    spent, last_s = self._shares.settle(demand, now_s)
                     if spent:
-                        self._settle(demand, spent, start_s)
+                        self._settle(demand, spent, last_s)
         return _Asked(ex, demands, shadows, overall, left, now_s)
 
     def _unasked(self, asked: _Asked) -> RateVerdict | None:
@@ -133,9 +133,9 @@ class RateLimit:
     def _judged(self, counted: Counted, asked: _Asked) -> RateVerdict | GatewayError:
         """What the headers say, or the 429."""
         if asked.overall is not None and asked.left is None:
-            previous, current = counted.counts[-1]
+            previous, current, _ = counted.counts[-1]
             if counted.allowed or previous or current:  # else its node may have said nothing (adapters/redis_joint.py)
-                self._shares.learn(asked.overall, previous, current, asked.now_s)
+                self._shares.learn(asked.overall, counted.counts[-1], asked.now_s)
         return self._decided(counted, asked, ALLOWED)
 
     def _decided(self, counted: Counted, asked: _Asked, decision: str) -> RateVerdict | GatewayError:
@@ -160,8 +160,7 @@ class RateLimit:
         """Likewise, where some counters of a cluster had it already when another did not answer."""
         if self._settle is not None:
             for index in down.counted:
-                demand = asked.demands[index]
-                self._settle(demand, -1, window_start(asked.now_s, demand.window_s))
+                self._settle(asked.demands[index], -1, asked.now_s)
 
     def _refused(self, counted: Counted, ex: Exchange, demands: Demands, now_s: float) -> GatewayError:
         by, verdict, wait_s = refusal(counted, demands, now_s)

@@ -100,7 +100,7 @@ async def back_within(store: RedisCounters, seconds: float) -> None:
 async def test_counts_under_the_contracts_keys_for_two_windows(redis: RedisServer, stores: Stores) -> None:
     """`rate:{tier:kind:identifier}:window_start`, with twice the window to live."""
     store = await stores.up(redis.port)
-    assert await outcome(store) == Counted(True, [(0, 1)])
+    assert await outcome(store) == Counted(True, [(0, 1, 0)])
     assert redis.command("GET", "rate:{standard:user:a}:1707264000") == b"1"
     assert 118 <= redis.command("TTL", "rate:{standard:user:a}:1707264000") <= 120
 
@@ -111,7 +111,7 @@ async def test_the_limit_holds_and_refusals_are_not_counted(redis: RedisServer, 
     store = await stores.up(redis.port)
     answers = await gatherResults([store.take([demand()], NOW_S) for _ in range(25)])
     assert [answer.allowed for answer in answers] == [True] * 10 + [False] * 15
-    assert answers[-1].counts == [(0, 10)]
+    assert answers[-1].counts == [(0, 10, 0)]
 
 
 @pytest_twisted.ensureDeferred
@@ -119,9 +119,9 @@ async def test_all_demands_are_counted_or_none(redis: RedisServer, stores: Store
     """A request that the second limit refuses costs the first nothing."""
     store = await stores.up(redis.port)
     wide, narrow = demand("wide", 10), demand("narrow", 1)
-    assert await outcome(store, wide, narrow) == Counted(True, [(0, 1), (0, 1)])
-    assert await outcome(store, wide, narrow) == Counted(False, [(0, 1), (0, 1)])
-    assert await outcome(store, wide) == Counted(True, [(0, 2)])
+    assert await outcome(store, wide, narrow) == Counted(True, [(0, 1, 0), (0, 1, 0)])
+    assert (await outcome(store, wide, narrow))[:2] == (False, [(0, 1, 0), (0, 1, 0)])
+    assert await outcome(store, wide) == Counted(True, [(0, 2, 0)])
 
 
 @pytest_twisted.ensureDeferred
@@ -129,13 +129,14 @@ async def test_what_was_let_through_unasked_is_counted_before_the_check_that_goe
     redis: RedisServer, stores: Stores
 ) -> None:
     store = await stores.up(redis.port)
-    assert await outcome(store) == Counted(True, [(0, 1)])
+    assert await outcome(store) == Counted(True, [(0, 1, 0)])
     store.add(demand(), 7, 1707264000)
-    assert await outcome(store) == Counted(True, [(0, 9)])
+    assert await outcome(store) == Counted(True, [(0, 9, 0)])
     redis.command("DEL", "rate:{standard:user:a}:1707264000")  # as an eviction does
     store.add(demand(limit=0), 2, 1707264000)
-    assert await outcome(store, demand(limit=0)) == Counted(False, [(0, 2)])
-    assert 118 <= redis.command("TTL", "rate:{standard:user:a}:1707264000") <= 120
+    assert (await outcome(store, demand(limit=0)))[:2] == (False, [(0, 2, 0)])
+    for kind in ("rate", "spread"):
+        assert 118 <= redis.command("TTL", f"{kind}:{{standard:user:a}}:1707264000") <= 120
     store.stopService()
     store.add(demand(), 7, 1707264000)  # lost, and nothing is raised
 
@@ -201,7 +202,7 @@ async def test_a_forgotten_script_is_loaded_and_the_batch_repeated(redis: RedisS
     store = await stores.up(redis.port)
     redis.command("SCRIPT", "FLUSH")
     answers = await gatherResults([store.take([demand()], NOW_S) for _ in range(5)])
-    assert [answer.counts for answer in answers] == [[(0, number)] for number in range(1, 6)]
+    assert [answer.counts for answer in answers] == [[(0, number, 0)] for number in range(1, 6)]
     assert store.up
 
 
@@ -253,8 +254,8 @@ async def test_late_answers_are_dropped_in_order(redis: RedisServer, stores: Sto
             await check
     proxy.delay_s = 0.0
     await back_within(store, 2.0)
-    assert await outcome(store, demand("fresh")) == Counted(True, [(0, 1)])
-    assert await outcome(store, demand("late")) == Counted(True, [(0, 4)])
+    assert await outcome(store, demand("fresh")) == Counted(True, [(0, 1, 0)])
+    assert await outcome(store, demand("late")) == Counted(True, [(0, 4, 0)])
     assert proxy.connections == 1
     await proxy.close()
 
@@ -350,7 +351,7 @@ async def test_our_own_late_loop_is_not_taken_for_a_late_redis(redis: RedisServe
     await turns(loop)
     await turns(loop)  # the write has left
     time.sleep(2 * TIMEOUT_S)  # the stall itself
-    assert await check == Counted(True, [(0, 1)])
+    assert await check == Counted(True, [(0, 1, 0)])
     assert store.up
 
 
@@ -380,7 +381,7 @@ class _Garbage(Protocol):
 
 def question(store: RedisCounters) -> tuple[Check, "Deferred[Counted]"]:
     asker: Deferred[Counted] = Deferred()
-    return Check(asker, packed([demand()], NOW_S), 3, store.refused), asker
+    return Check(asker, packed([demand()], NOW_S), 1, store.refused), asker
 
 
 @pytest_twisted.ensureDeferred
@@ -390,7 +391,7 @@ async def test_what_another_node_sends_here_waits_for_the_first_connection(redis
     sent, answer = question(store)
     assert not store.up
     store.again(sent)
-    assert await answer == Counted(True, [(0, 1)])
+    assert await answer == Counted(True, [(0, 1, 0)])
     with redis_server() as server:
         server.freeze()
         silent = stores.make(server.port)
@@ -415,7 +416,7 @@ async def test_a_cancelled_check_disturbs_nobody(redis: RedisServer, stores: Sto
     gone, stays = store.take([demand()], NOW_S), store.take([demand()], NOW_S)
     gone.addErrback(lambda _: "gone")
     gone.cancel()
-    assert await stays == Counted(True, [(0, 2)])
+    assert await stays == Counted(True, [(0, 2, 0)])
     assert await gone == "gone"
 
 

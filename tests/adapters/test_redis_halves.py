@@ -10,7 +10,7 @@ from twisted.internet.defer import Deferred
 
 from apigw.adapters.redis_halves import ask_in_halves, halves_of
 from apigw.adapters.redis_link import pack
-from apigw.adapters.redis_script import LOAD, Check, packed
+from apigw.adapters.redis_script import LOAD, Check, added, packed, read
 from apigw.core.window import Counted, Demand
 from apigw.errors import CounterStoreDown
 from tests.servers import RedisServer, redis_server
@@ -30,7 +30,7 @@ def run(command: bytes, ask: Any) -> Any:
     heard: list[Any] = []
     asker: Deferred[Counted] = Deferred()
     asker.addBoth(heard.append)
-    check = Check(asker, command, 3, lambda check, reply: check.fail(f"refused {reply}"))
+    check = Check(asker, command, 1, lambda check, reply: check.fail(f"refused {reply}"))
     halves = halves_of(command)
     assert halves is not None
     Deferred.fromCoroutine(ask_in_halves(check, halves, ask))
@@ -38,26 +38,38 @@ def run(command: bytes, ask: Any) -> Any:
 
 
 @settings(max_examples=60, deadline=None)
-@given(previous=st.integers(0, 9), current=st.integers(0, 6), limit=st.integers(0, 9), elapsed_s=st.floats(0, 59.9))
-def test_as_the_whole_script(redis: RedisServer, previous: int, current: int, limit: int, elapsed_s: float) -> None:
+@given(
+    previous=st.integers(0, 9),
+    current=st.integers(0, 6),
+    following=st.integers(0, 2),
+    limit=st.integers(0, 9),
+    elapsed_s=st.floats(0, 59.9),
+    at_s=st.floats(0, 59.9),
+)
+def test_as_the_whole_script(
+    redis: RedisServer, previous: int, current: int, following: int, limit: int, elapsed_s: float, at_s: float
+) -> None:
     """Same verdict, same counts, same keys, same time to live; on the very border too."""
     now_s = START_S + elapsed_s
+    redis.command("FLUSHALL")
     for name in ("whole", "halves"):
-        redis.command("FLUSHALL") if name == "whole" else None
-        redis.command("SET", f"rate:{{standard:user:{name}}}:{START_S - 60}", previous)
-        if current:
-            redis.command("SET", f"rate:{{standard:user:{name}}}:{START_S}", current)
+        one = Demand("standard", f"rate:{{standard:user:{name}}}", limit, 60)
+        for count, when_s in ((previous, at_s - 60), (current, at_s), (following, at_s + 60)):
+            for command in added(one, count, START_S + when_s) if count else ():
+                redis.command(*command)
     whole = redis.packed_command(packed([Demand("standard", "rate:{standard:user:whole}", limit, 60)], now_s))
 
     async def ask(key: str, command: bytes) -> Any:
         return redis.packed_command(command)
 
     command = packed([Demand("standard", "rate:{standard:user:halves}", limit, 60)], now_s)
-    assert run(command, ask) == Counted(whole[0] == 1, [(whole[1], whole[2])])
-    if whole[0]:
-        assert 118 <= redis.command("TTL", f"rate:{{standard:user:halves}}:{START_S}") <= 120
-    kept = [redis.command("GET", f"rate:{{standard:user:{name}}}:{START_S}") for name in ("whole", "halves")]
-    assert kept[0] == kept[1]
+    expected = read(whole, 1)
+    assert expected is not None and run(command, ask)[:2] == expected[:2]
+    for kind in ("rate", "spread"):
+        if whole[0]:
+            assert 118 <= redis.command("TTL", f"{kind}:{{standard:user:halves}}:{START_S}") <= 120
+        kept = [redis.command("GET", f"{kind}:{{standard:user:{name}}}:{START_S}") for name in ("whole", "halves")]
+        assert kept[0] == kept[1]
 
 
 def test_what_has_no_halves() -> None:

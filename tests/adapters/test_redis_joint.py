@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 
 from apigw.adapters.redis_joint import Joint
-from apigw.core.window import Counted, Demand
+from apigw.core.window import UNKNOWN, Counted, Demand, Spread
 from apigw.errors import CounterStoreDown
 
 DEMANDS = [Demand("a", "rate:{a}", 9, 60), Demand("b", "rate:{b}", 9, 60), Demand("c", "rate:{c}", 9, 60)]
+SPREAD: Spread = ((0, 5), (3,))
 ANSWERS = [True, False, None]  # counted, exhausted, no word
 
 
@@ -28,18 +29,20 @@ def test_decided_when_all_have_said(answers: tuple[bool | None, ...], order: tup
         if answer is None:
             joint.part(index).errback(CounterStoreDown(f"node {index}"))
         else:
-            joint.part(index).callback(Counted(answer, [(5, 3)]))
+            joint.part(index).callback(Counted(answer, [(5, 3, 5)], [] if answer else [SPREAD]))
     (outcome,) = heard
     counted = [index for index in range(3) if answers[index]]
     if False in answers:
-        now = {True: (5, 2), False: (5, 3), None: (0, 0)}
-        assert outcome == Counted(False, [now[answer] for answer in answers])
+        now = {True: (5, 2, 5), False: (5, 3, 5), None: (0, 0, 0)}
+        assert outcome == Counted(
+            False, [now[answer] for answer in answers], [SPREAD if answer is False else UNKNOWN for answer in answers]
+        )
         assert given_back == [DEMANDS[index] for index in counted]
     elif None in answers:
         assert outcome.value.counted == tuple(counted) and not given_back
         assert str(outcome.value).startswith("node ")
     else:
-        assert outcome == Counted(True, [(5, 3)] * 3) and not given_back
+        assert outcome == Counted(True, [(5, 3, 5)] * 3) and not given_back
 
 
 def test_whoever_asked_may_be_gone() -> None:
@@ -47,6 +50,6 @@ def test_whoever_asked_may_be_gone() -> None:
     joint = Joint(DEMANDS[:2], given_back.append)
     joint.counted.addErrback(lambda _: None)
     joint.counted.cancel()
-    joint.part(0).callback(Counted(True, [(0, 1)]))
-    joint.part(1).callback(Counted(False, [(0, 9)]))
+    joint.part(0).callback(Counted(True, [(0, 1, 0)]))
+    joint.part(1).callback(Counted(False, [(0, 9, 0)]))
     assert given_back == DEMANDS[:1]

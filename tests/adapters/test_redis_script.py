@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from apigw.adapters import redis_script
 from apigw.adapters.memory_counters import MemoryCounters
 from apigw.adapters.redis_link import pack
-from apigw.adapters.redis_script import LOAD, SHA, about_one_key, cured_by_new_connection, packed
-from apigw.core.window import Counted, Demand
+from apigw.adapters.redis_script import LOAD, SHA, about_one_key, cured_by_new_connection, keys_of, packed, read
+from apigw.core.window import PARTS, Demand, Parts
 from tests.servers import RedisServer, redis_server
 
 NOW_S = 1_707_264_012.5
@@ -35,19 +35,25 @@ steps_of_two_users = st.lists(
 )
 
 
-@settings(max_examples=30, deadline=None)
-@given(steps=steps_of_two_users, limit=st.integers(1, 4), unique=st.uuids())
+def whole(*parts: Parts) -> list[list[int]]:
+    """With those at the end that had none."""
+    return [[*one, *[0] * (PARTS - len(one))] for one in parts]
+
+
+@settings(max_examples=40, deadline=None)
+@given(steps=steps_of_two_users, limit=st.sampled_from([1, 2, 3, 4, 50, 120]), unique=st.uuids())
 def test_redis_decides_as_memory_does(redis: RedisServer, steps: Any, limit: int, unique: Any) -> None:
     """Counts and verdicts agree at every step, on the very border too: floats reach Lua unrounded."""
     memory = MemoryCounters()
     redis.command("FLUSHALL")
     now_s = NOW_S
-    for name, gap_s, both in steps:
+    for name, gap_s, both in [step for step in steps for _ in range(1 + limit // 10)]:
         now_s += gap_s
         demands = [demand(f"{unique}{name}", limit, 3)] + ([demand(str(unique), 5, 7)] if both else [])
-        reply = redis.packed_command(packed(demands, now_s))
-        counts = list(zip(reply[1::2], reply[2::2], strict=True))
-        assert Counted(reply[0] == 1, counts) == memory.take(demands, now_s)
+        counted = read(redis.packed_command(packed(demands, now_s)), len(demands))
+        expected = memory.take(demands, now_s)
+        assert counted is not None and counted[:2] == expected[:2]
+        assert [whole(*spread) for spread in counted.spreads] == [whole(*spread) for spread in expected.spreads]
 
 
 @given(
@@ -67,10 +73,10 @@ def test_a_call_that_is_remembered_is_what_it_would_be_made_anew(
             rules: list[int | bytes] = []
             for one in asked[:counters]:
                 start_s = int(now_s // one.window_s) * one.window_s
-                keys += (f"{one.key}:{start_s}", f"{one.key}:{start_s - one.window_s}")
+                keys += keys_of(one.key, start_s, one.window_s)
                 share = b"%.17g" % (1.0 - (now_s - start_s) / one.window_s)
                 rules += (one.limit, share, 2 * one.window_s)
-            anew = pack(b"EVALSHA", SHA, 2 * counters, *keys, *rules)
+            anew = pack(b"EVALSHA", SHA, 5 * counters, *keys, *rules)
             assert packed(asked[:counters], now_s) == anew
 
 
@@ -81,15 +87,35 @@ def test_calls_of_counters_without_end_are_not_all_remembered() -> None:
 
 
 def test_a_counter_lives_for_two_windows(redis: RedisServer) -> None:
-    """Long enough to be the previous one until the next window ends."""
+    """Long enough to be the previous one until the next window ends; its spread likewise."""
     redis.packed_command(packed([demand("ttl", 5, 60)], NOW_S))
-    assert 118 <= redis.command("TTL", "rate:{standard:user:ttl}:1707264000") <= 120
+    for kind in ("rate", "spread"):
+        assert 118 <= redis.command("TTL", f"{kind}:{{standard:user:ttl}}:1707264000") <= 120
 
 
 def test_nonsense_in_a_counter_reads_as_nothing(redis: RedisServer) -> None:
     """The script itself never fails on somebody else's value; only counting on it does."""
     redis.command("SET", "rate:{standard:user:odd}:1707263940", "nonsense")
-    assert redis.packed_command(packed([demand("odd", 5, 60)], NOW_S)) == [1, 0, 1]
+    assert redis.packed_command(packed([demand("odd", 5, 60)], NOW_S)) == [1, 0, 1, 0]
+    for spread in ("x", "y" * 1000):
+        redis.command("SET", "rate:{standard:user:odd}:1707263940", 9)
+        redis.command("SET", "spread:{standard:user:odd}:1707263940", spread)
+        assert redis.packed_command(packed([demand("odd", 90, 60)], NOW_S))[:2] == [1, 9]
+
+
+def test_what_a_gateway_with_a_fast_clock_counted_already_counts_here(redis: RedisServer) -> None:
+    """In the window that is the next one here."""
+    for _ in range(3):
+        redis.packed_command(packed([demand("fast", 5, 60)], 1_707_264_060.001))
+    answers = [redis.packed_command(packed([demand("fast", 5, 60)], 1_707_264_059.999)) for _ in range(3)]
+    assert [answer[:3] for answer in answers] == [[1, 0, 4], [1, 0, 5], [0, 0, 5]]
+
+
+def test_an_answer_that_is_none_is_none() -> None:
+    assert read([1, 0, 1, 0], 1) == (True, [(0, 1, 0)], ())
+    assert read([0, 4, 5, 4, b"\0\0\0\4", b""], 1) == (False, [(4, 5, 4)], [((4,), ())])
+    for odd in (None, b"OK", [], [1], [1, 0, 1], [0, 0, 1, 0], [1, 0, 1, 0, b"", b""], [2, 0, 1, 0]):
+        assert read(odd, 1) is None
 
 
 @pytest.mark.parametrize(

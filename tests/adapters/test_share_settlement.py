@@ -16,13 +16,13 @@ class Told:
     """A store far away."""
 
     def __init__(self) -> None:
-        self.added: list[tuple[Demand, int, int]] = []
+        self.added: list[tuple[Demand, int, float]] = []
 
     def take(self, demands: Any, now_s: float) -> Counted:
         raise AssertionError("nobody asks")
 
-    def add(self, demand: Demand, count: int, start_s: int) -> None:
-        self.added.append((demand, count, start_s))
+    def add(self, demand: Demand, count: int, at_s: float) -> None:
+        self.added.append((demand, count, at_s))
 
 
 def test_the_last_requests_of_a_quiet_worker_are_told_within_a_second() -> None:
@@ -30,13 +30,13 @@ def test_the_last_requests_of_a_quiet_worker_are_told_within_a_second() -> None:
     settlement = ShareSettlement(clock, shares, store, lambda: START_S + 5.0 + clock.seconds())
     settlement.startService()
     clock.advance(0.1)
-    shares.learn(ALL, 0, 100, START_S + 5.1)
+    shares.learn(ALL, (0, 100, 0), START_S + 5.1)
     for _ in range(3):
         assert shares.spend(ALL, START_S + 5.1) is not None
     clock.pump([0.05] * 10)
     assert store.added == [], "a question may still take them along"
     clock.pump([0.05] * 10)
-    assert store.added == [(ALL, 3, START_S)]
+    assert store.added == [(ALL, 3, START_S + 5.1)]
     clock.pump([0.05] * 100)
     assert len(store.added) == 1, "once"
     settlement.stopService()

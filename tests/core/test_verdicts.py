@@ -13,15 +13,15 @@ ALL = Demand("all", "rate:{all:global:all}", 100, 60)
 @pytest.mark.parametrize(("everybody", "limit", "remaining"), [(50, 10, 7), (96, 100, 4), (93, 10, 7)])
 def test_headers_speak_of_the_limit_with_the_fewest_requests_left(everybody: int, limit: int, remaining: int) -> None:
     """Of the first one, the route's, when both have as many."""
-    verdict = nearest(Counted(True, [(0, 3), (0, everybody)]), [USER, ALL], NOW_S)
+    verdict = nearest(Counted(True, [(0, 3, 0), (0, everybody, 0)]), [USER, ALL], NOW_S)
     assert (verdict.limit, verdict.remaining, verdict.reset_epoch_s) == (limit, remaining, 1_707_264_060)
 
 
 def test_a_refusal_is_by_the_limit_that_keeps_waiting_longest() -> None:
     """One that has requests left says nothing; of two exhausted ones the longer wait is the true one."""
-    by, verdict, wait_s = refusal(Counted(False, [(0, 10), (0, 50)]), [USER, ALL], NOW_S)
+    by, verdict, wait_s = refusal(Counted(False, [(0, 10, 0), (0, 50, 0)]), [USER, ALL], NOW_S)
     assert (by, verdict.limit, verdict.remaining, wait_s) == (USER, 10, 0, 49)
-    by, _, wait_s = refusal(Counted(False, [(10, 8), (0, 100)]), [USER, ALL], NOW_S)
+    by, _, wait_s = refusal(Counted(False, [(10, 8, 10), (0, 100, 0)]), [USER, ALL], NOW_S)
     assert (by, wait_s) == (ALL, 49)
 
 

@@ -2,22 +2,28 @@
 
 from collections import Counter
 from collections.abc import Callable
-from math import floor, sqrt
+from math import floor
 from random import Random
+from typing import NamedTuple
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from apigw.core.window import (
+    PARTS,
+    UNKNOWN,
     Counted,
     Demand,
     counter_key,
-    exhausted,
     judge,
     key,
+    part,
+    recent,
     retry_after_s,
     safe_identifier,
+    spread_key,
+    used,
     weight,
     window_start,
 )
@@ -25,102 +31,135 @@ from apigw.core.window import (
 EPOCH_S = 1_707_264_000
 
 
-class Reference:
-    """One counter in the plainest words, and the exact log of what it let through."""
-
-    def __init__(self, limit: int, window_s: int) -> None:
-        self.limit, self.window_s = limit, window_s
-        self.counts: dict[int, int] = {}
-        self.log: list[float] = []
-
-    def take(self, now_s: float) -> bool:
-        start_s = window_start(now_s, self.window_s)
-        previous = self.counts.get(start_s - self.window_s, 0)
-        current = self.counts.get(start_s, 0)
-        if exhausted(previous, current, self.limit, weight(now_s, self.window_s)):
-            return False
-        self.counts[start_s] = current + 1
-        self.log.append(now_s)
-        return True
-
-    def most_in_one_window(self, since_s: float = 0.0) -> int:
-        """The exact sliding log's maximum: requests let through in any stretch of one window's length."""
-        log = [at_s for at_s in self.log if at_s >= since_s]
-        most = first = 0
-        for last, at_s in enumerate(log):
-            while log[first] <= at_s - self.window_s:
-                first += 1
-            most = max(most, last - first + 1)
-        return most
-
-
 class Windows:
-    """The counters of Redis in the plainest words: one for each window of a key, whoever's clock says which it is."""
+    """The counters of Redis in the plainest words: one for each window of a key, whoever's clock says which it is.
 
-    def __init__(self) -> None:
+    guarded: by the guard, too; without it, by the contract's formula alone.
+    """
+
+    def __init__(self, guarded: bool = True) -> None:
         self.counts: Counter[tuple[str, int]] = Counter()
+        self.parts: Counter[tuple[str, int, int]] = Counter()
+        self._guarded = guarded
 
     def take(self, demand: Demand, now_s: float) -> Counted:
-        start_s = window_start(now_s, demand.window_s)
-        previous = self.counts[demand.key, start_s - demand.window_s]
-        current = self.counts[demand.key, start_s]
-        if exhausted(previous, current, demand.limit, weight(now_s, demand.window_s)):
-            return Counted(False, [(previous, current)])
-        self.counts[demand.key, start_s] += 1
-        return Counted(True, [(previous, current + 1)])
+        key, limit, window_s = demand.key, demand.limit, demand.window_s
+        start_s, share = window_start(now_s, window_s), weight(now_s, window_s)
+        previous = self.counts[key, start_s - window_s]
+        current = self.counts[key, start_s] + self.counts[key, start_s + window_s]
+        late = sum(self.parts[key, start_s - window_s, number] for number in range(part(share), PARTS))
+        exceeded = self._guarded and late + current >= limit + max(1, limit // 50)
+        if exceeded or previous * share + current >= limit:
+            spread = (self._spread(key, start_s - window_s), self._spread(key, start_s))
+            return Counted(False, [(previous, current, late)], [spread])
+        self.add(demand, 1, now_s)
+        return Counted(True, [(previous, current + 1, late)])
 
-    def add(self, demand: Demand, count: int, start_s: int) -> None:
+    def _spread(self, key: str, start_s: int) -> list[int]:
+        return [self.parts[key, start_s, number] for number in range(PARTS)]
+
+    def add(self, demand: Demand, count: int, at_s: float) -> None:
         """What was counted elsewhere."""
+        start_s = window_start(at_s, demand.window_s)
         self.counts[demand.key, start_s] += count
+        self.parts[demand.key, start_s, part(weight(at_s, demand.window_s))] += count
 
 
-def by_a_fleet(
-    asks: list[Callable[[float], bool]], limit: int, times: list[float], random: Random
-) -> tuple[Counter[int], int]:
-    """Requests at `times` to gateways whose clocks are off by up to 10 ms; what passed by window, and what one exact
-    counter would have let through."""
-    alone, passed = Reference(limit, 60), Counter[int]()
-    clocks_s = [random.uniform(-0.01, 0.01) for _ in asks]
+class Reference:
+    """One counter, and the exact log of what it let through."""
+
+    def __init__(self, limit: int, window_s: int, guarded: bool = True) -> None:
+        self.limit, self.window_s = limit, window_s
+        self.log: list[float] = []
+        self._demand = Demand("standard", "one", limit, window_s)
+        self._windows = Windows(guarded)
+
+    def take(self, now_s: float) -> bool:
+        allowed = self._windows.take(self._demand, now_s).allowed
+        if allowed:
+            self.log.append(now_s)
+        return allowed
+
+    def of_window(self, start_s: int) -> int:
+        return self._windows.counts["one", start_s]
+
+    @property
+    def most_of_a_window(self) -> int:
+        """Of those that begin at multiples of their length."""
+        return max(self._windows.counts.values())
+
+    @property
+    def windows(self) -> int:
+        return len([count for count in self._windows.counts.values() if count])
+
+    def most_in_a_stretch(self, shorter_s: float = 0.0) -> int:
+        return most_in_a_stretch(self.log, self.window_s - shorter_s)
+
+
+def most_in_a_stretch(log: list[float], length_s: float) -> int:
+    """The exact sliding log's maximum: requests let through in any stretch of this length. `log` is sorted."""
+    most = first = 0
+    for last, at_s in enumerate(log):
+        while log[first] <= at_s - length_s:
+            first += 1
+        most = max(most, last - first + 1)
+    return most
+
+
+CLOCKS_S = 0.01  # each gateway's differs by up to so much from the true time
+
+
+def by_a_fleet(asks: list[Callable[[float], bool]], limit: int, times: list[float], random: Random) -> "Fleet":
+    """Requests at `times` to gateways whose clocks are off."""
+    alone, passed, log = Reference(limit, 60), Counter[int](), []
+    clocks_s = [random.uniform(-CLOCKS_S, CLOCKS_S) for _ in asks]
     for at_s in times:
         alone.take(at_s)
         gateway = random.randrange(len(asks))
         clock_s = at_s + clocks_s[gateway]
         if asks[gateway](clock_s):
             passed[window_start(clock_s, 60)] += 1
-    return passed, len(alone.log)
+            log.append(at_s)
+    return Fleet(passed, most_in_a_stretch(log, 60 - 2 * CLOCKS_S), len(alone.log))
+
+
+class Fleet(NamedTuple):
+    """What it let through: by window, in the busiest stretch of one's length; and what one counter would have."""
+
+    windows: Counter[int]
+    most_in_a_stretch: int
+    by_one: int
 
 
 gaps_s = st.one_of(st.floats(0, 0.5), st.floats(0, 30), st.sampled_from([0.0, 1.0, 5.0, 9.999, 10.0]))
 
 
-@given(st.integers(1, 20), st.lists(gaps_s, min_size=1, max_size=200))
-def test_whatever_the_schedule_the_bounds_of_the_note_hold(limit: int, gaps: list[float]) -> None:
-    """At most `limit` in an aligned window, 2 * limit in any stretch, and the stated bound at each request."""
+@given(st.integers(1, 120), st.lists(gaps_s, min_size=1, max_size=200), st.integers(1, 40))
+def test_whatever_the_schedule_the_promises_of_the_note_hold(limit: int, gaps: list[float], burst: int) -> None:
+    """At most `limit` in an aligned window, 2% or one request more in any stretch, and n + 1 limits in n windows."""
     counter = Reference(limit, 10)
     now_s = float(EPOCH_S)
     for gap_s in gaps:
         now_s += gap_s
-        if counter.take(now_s):
-            start_s = window_start(now_s, 10)
-            in_stretch = sum(1 for at_s in counter.log if at_s > now_s - 10)
-            previous = counter.counts.get(start_s - 10, 0)
-            assert in_stretch <= limit + 1 + previous * (now_s - start_s) / 10 + 1e-6
-    assert max(counter.counts.values()) <= limit
-    assert counter.most_in_one_window() <= 2 * limit
+        for _ in range(burst):
+            counter.take(now_s)
+    assert counter.most_of_a_window <= limit
+    assert counter.most_in_a_stretch() <= limit + max(1, limit // 50)
     assert len(counter.log) <= limit * (1 + (now_s - EPOCH_S) // 10)
 
 
-def test_the_bound_of_twice_the_limit_is_reached() -> None:
-    """The worst schedule: the limit in the last instant of a window, and again at the end of the next."""
-    counter = Reference(100, 60)
-    assert sum(counter.take(EPOCH_S + 59.999) for _ in range(200)) == 100
-    assert sum(counter.take(EPOCH_S + 119.99) for _ in range(200)) == 100
-    assert counter.most_in_one_window() == 200
+def test_the_worst_schedule_for_the_rule_alone_meets_its_guard() -> None:
+    """The limit in the last instant of a window, and again at the end of the next: twice the limit in one stretch."""
+    for guarded, second, most in ((False, 100, 200), (True, 2, 102)):
+        counter = Reference(100, 60, guarded)
+        assert sum(counter.take(EPOCH_S + 59.999) for _ in range(200)) == 100
+        assert sum(counter.take(EPOCH_S + 119.99) for _ in range(200)) == second
+        assert counter.most_in_a_stretch() == most
 
 
-def offered(limit: int, gap_s: Callable[[], float]) -> Reference:
+def offered(limit: int, gap_s: Callable[[], float], guarded: bool = True) -> Reference:
     """Six windows of traffic with the given gaps."""
-    counter = Reference(limit, 60)
+    counter = Reference(limit, 60, guarded)
     now_s = float(EPOCH_S)
     while now_s < EPOCH_S + 6 * 60:
         now_s += gap_s()
@@ -128,27 +167,19 @@ def offered(limit: int, gap_s: Callable[[], float]) -> Reference:
     return counter
 
 
-SETTLED_S = EPOCH_S + 2 * 60
 seeds = st.integers(0, 2**32)
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.integers(20, 200), st.floats(1.0, 10.0), seeds)
-def test_steady_traffic_stays_within_five_percent_of_an_exact_log(limit: int, excess: float, seed: int) -> None:
-    """Gaps that vary by half: no stretch of a window has more than 1.05 * limit + 1, once it has gone on for one."""
-    random = Random(seed)
-    counter = offered(limit, lambda: random.uniform(0.5, 1.5) * 60 / (excess * limit))
-    assert counter.most_in_one_window(SETTLED_S) <= 1.05 * limit + 1
+@given(st.integers(50, 300), st.floats(1.0, 10.0), seeds)
+def test_steady_traffic_hardly_meets_the_guard(limit: int, excess: float, seed: int) -> None:
+    """Gaps that vary by half: it gets what the rule alone would let through, within 1%."""
 
+    def let_through(guarded: bool) -> int:
+        random = Random(seed)
+        return len(offered(limit, lambda: random.uniform(0.5, 1.5) * 60 / (excess * limit), guarded).log)
 
-@settings(max_examples=40, deadline=None)
-@given(st.integers(20, 200), st.floats(1.0, 10.0), seeds)
-def test_random_traffic_exceeds_an_exact_log_by_its_own_bunching_only(limit: int, excess: float, seed: int) -> None:
-    """Poisson arrivals: the worst stretch is over by at most 2 / sqrt(limit), and the whole never by more than 5%."""
-    random = Random(seed)
-    counter = offered(limit, lambda: random.expovariate(excess * limit / 60))
-    assert counter.most_in_one_window(SETTLED_S) <= limit * (1 + 2 / sqrt(limit))
-    assert sum(1 for at_s in counter.log if at_s < EPOCH_S + 6 * 60) <= 6 * limit
+    assert let_through(False) * 0.99 - 1 <= let_through(True) <= let_through(False)
 
 
 def test_a_burst_at_the_border_of_two_windows_is_no_double_burst() -> None:
@@ -166,51 +197,82 @@ def test_refused_requests_are_not_counted_so_a_busy_client_is_not_starved() -> N
     assert sum(1 for at_s in counter.log if at_s >= EPOCH_S + 60) >= 4 * 60 * 0.95
 
 
-@given(st.integers(0, 300), st.integers(0, 300), st.integers(1, 100), st.sampled_from([1, 7, 60]), st.floats(0, 120))
+counts_by_part = st.lists(st.sampled_from([0, 0, 0, 0, 1, 2, 40]), max_size=PARTS)
+
+
+@given(counts_by_part, counts_by_part, st.integers(1, 100), st.sampled_from([1, 7, 60]), st.floats(0, 120))
 def test_retry_after_is_the_earliest_whole_second_that_passes(
-    previous: int, current: int, limit: int, window_s: int, offset_s: float
+    earlier: list[int], now: list[int], limit: int, window_s: int, offset_s: float
 ) -> None:
     """Against a search by trial; also when this window alone exceeds the limit, as after a lowered one."""
     now_s = EPOCH_S + offset_s
     start_s = window_start(now_s, window_s)
+    by_window = {start_s - window_s: earlier, start_s: now}
 
     def passes(wait_s: int) -> bool:
-        later_s = now_s + wait_s
-        counts = {start_s - window_s: previous, start_s: current}
-        begin_s = window_start(later_s, window_s)
-        return not exhausted(
-            counts.get(begin_s - window_s, 0), counts.get(begin_s, 0), limit, weight(later_s, window_s)
-        )
+        begin_s, share = window_start(now_s + wait_s, window_s), weight(now_s + wait_s, window_s)
+        before, current = by_window.get(begin_s - window_s, []), sum(by_window.get(begin_s, []))
+        by_rule = sum(before) * share + current < limit
+        return by_rule and sum(before[part(share) :]) + current < limit + max(1, limit // 50)
 
     expected = next(wait_s for wait_s in range(1, 2 * window_s + 2) if passes(wait_s))
-    assert retry_after_s(previous, current, limit, window_s, now_s) == expected
+    late = recent(sum(earlier), earlier, weight(now_s, window_s), limit)
+    assert retry_after_s((sum(earlier), sum(now), late), (earlier, now), limit, window_s, now_s) == expected
+
+
+@given(st.integers(0, 300), st.integers(0, 300), st.integers(1, 100), st.sampled_from([1, 7, 60]), st.floats(0, 120))
+def test_without_a_spread_retry_after_is_the_rules_own(
+    previous: int, current: int, limit: int, window_s: int, offset_s: float
+) -> None:
+    """As for counters that another program wrote."""
+    now_s = EPOCH_S + offset_s
+    start_s = window_start(now_s, window_s)
+    counts = {start_s - window_s: previous, start_s: current}
+
+    def passes(wait_s: int) -> bool:
+        begin_s = window_start(now_s + wait_s, window_s)
+        before, here = counts.get(begin_s - window_s, 0), counts.get(begin_s, 0)
+        return before * weight(now_s + wait_s, window_s) + here < limit
+
+    expected = next(wait_s for wait_s in range(1, 2 * window_s + 2) if passes(wait_s))
+    assert retry_after_s((previous, current, 0), UNKNOWN, limit, window_s, now_s) == expected
+
+
+@given(counts_by_part, st.integers(1, 100), st.floats(0.001, 1.0))
+def test_who_need_not_be_looked_for_changes_nothing(parts: list[int], limit: int, share: float) -> None:
+    """recent() counts all where the rule says more than the guard could."""
+    exact = sum(parts[part(share) :])
+    found = recent(sum(parts), parts, share, limit)
+    assert used((sum(parts), 0, found), limit, share) == used((sum(parts), 0, exact), limit, share)
 
 
 def test_a_limit_of_nothing_still_gets_an_answer() -> None:
     """A limit of 0 refuses for ever; the advice is a window, not an endless search."""
-    assert retry_after_s(0, 0, 0, 60, EPOCH_S) == 60
+    assert retry_after_s((0, 0, 0), UNKNOWN, 0, 60, EPOCH_S) == 60
 
 
-@given(st.integers(0, 200), st.integers(0, 200), st.integers(1, 100), st.floats(0, 59.9))
+@given(counts_by_part, counts_by_part, st.integers(1, 100), st.floats(0, 59.9))
 def test_judgement_is_floored_never_negative_and_agrees_with_the_rule(
-    previous: int, current: int, limit: int, elapsed_s: float
+    earlier: list[int], now: list[int], limit: int, elapsed_s: float
 ) -> None:
-    """remaining is whole requests; retry_after_s is 0 exactly when a request would pass."""
+    """remaining is whole requests, of the rule or the guard; retry_after_s is 0 exactly when a request would pass."""
     demand = Demand("standard", "rate:{standard:user:a}", limit, 60)
-    verdict = judge(demand, previous, current, EPOCH_S + elapsed_s)
     share = weight(EPOCH_S + elapsed_s, 60)
-    refused = exhausted(previous, current, limit, share)
+    previous, current, late = sum(earlier), sum(now), sum(earlier[part(share) :])
+    verdict = judge(demand, (previous, current, late), EPOCH_S + elapsed_s, (earlier, now))
+    left = min(limit - (previous * share + current), limit + max(1, limit // 50) - late - current)
     assert verdict.limit == limit
     assert verdict.reset_epoch_s == EPOCH_S + 60
-    assert verdict.remaining == max(0, floor(limit - (previous * share + current)))
-    assert (verdict.retry_after_s >= 1) is refused
-    assert not (refused and verdict.remaining)
+    assert verdict.remaining == max(0, floor(left + 1e-9))
+    assert (verdict.retry_after_s >= 1) is (left <= 1e-9)
+    assert not (verdict.retry_after_s and verdict.remaining)
 
 
 def test_keys_are_those_of_the_contract() -> None:
     """The braces are part of the key, so that both windows share a cluster slot."""
     assert key("standard", "user", "user_789", EPOCH_S) == "rate:{standard:user:user_789}:1707264000"
     assert counter_key("login", "ip", "203.0.113.42") == "rate:{login:ip:203.0.113.42}"
+    assert spread_key("rate:{login:ip:203.0.113.42}", EPOCH_S) == "spread:{login:ip:203.0.113.42}:1707264000"
 
 
 @pytest.mark.parametrize("identifier", ["a:b", "a}b", "{a", "a\r\nFLUSHALL", "", "x" * 65, "é", "\ud800", "a b"])
@@ -252,12 +314,12 @@ def schedule(shape: str, limit: int, excess: float, random: Random) -> list[floa
 
 
 def by_four_gateways(limit: int, times: list[float], random: Random) -> Reference:
-    """One counter asked by four gateways: clocks off by up to 10 ms, answers to late questions out of their order.
+    """One counter asked by four gateways: clocks off, answers to late questions out of their order.
 
     The log has the true times.
     """
     counter = Reference(limit, 60)
-    offsets_s = [random.uniform(-0.01, 0.01) for _ in range(4)]
+    offsets_s = [random.uniform(-CLOCKS_S, CLOCKS_S) for _ in range(4)]
     asked = sorted((at_s + random.uniform(0, 0.005), at_s, random.choice(offsets_s)) for at_s in times)
     passed = [at_s for _, at_s, offset_s in asked if counter.take(at_s + offset_s)]
     counter.log = sorted(passed)
@@ -265,26 +327,37 @@ def by_four_gateways(limit: int, times: list[float], random: Random) -> Referenc
 
 
 SHAPES = ("steady", "random", "bursts")
-OVER_SHARE = {"steady": lambda limit: 0.05, "random": lambda limit: 2 / sqrt(limit), "bursts": lambda limit: 1.0}
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.sampled_from(SHAPES), st.integers(20, 200), st.floats(0.5, 10.0), seeds)
-def test_four_gateways_let_through_what_one_exact_counter_would(
+@settings(max_examples=100, deadline=None)
+@given(st.sampled_from(SHAPES), st.integers(5, 300), st.floats(0.5, 10.0), seeds)
+def test_four_gateways_stay_within_five_percent_of_an_exact_log(
     shape: str, limit: int, excess: float, seed: int
 ) -> None:
-    """Within 5% of a single counter with the rule, never more than the limit in a window, the exact log as stated.
-
-    What the rule itself lets through above an exact log is the schedule's own bunching: Note [What the rule promises].
-    """
+    """Never above 102% of the limit in any stretch, as its clocks can tell; and within 5% of a single counter."""
     random = Random(seed)
     times = schedule(shape, limit, excess, random)
     alone, shared = Reference(limit, 60), by_four_gateways(limit, times, random)
     for at_s in times:
         alone.take(at_s)
     assert abs(len(shared.log) - len(alone.log)) <= 0.05 * len(alone.log) + 1
-    assert max(shared.counts.values()) <= limit
-    assert shared.most_in_one_window(SETTLED_S) <= limit * (1 + OVER_SHARE[shape](limit)) + 1
+    assert shared.most_of_a_window <= limit
+    assert shared.most_in_a_stretch(2 * CLOCKS_S) <= limit + max(1, limit // 50)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from(SHAPES), st.integers(20, 300), st.floats(0.5, 10.0), seeds)
+def test_the_guard_takes_little_of_what_the_rule_would_let_through(
+    shape: str, limit: int, excess: float, seed: int
+) -> None:
+    """Over six windows; more than 5% only from bursts and from limits too small to have a 2% of their own."""
+    times = schedule(shape, limit, excess, Random(seed))
+    guarded, alone = Reference(limit, 60), Reference(limit, 60, guarded=False)
+    for at_s in times:
+        guarded.take(at_s)
+        alone.take(at_s)
+    share = 0.95 if shape != "bursts" and limit >= 50 else 0.85
+    assert share * len(alone.log) - 1 <= len(guarded.log) <= len(alone.log)
 
 
 @given(
@@ -303,5 +376,5 @@ def test_whatever_four_clocks_say_no_window_has_more_than_the_limit(
         questions.append((now_s + late_s, now_s + offsets_s[gateway]))
     for _, clock_s in sorted(questions):
         counter.take(clock_s)
-    assert max(counter.counts.values()) <= limit
-    assert len(counter.log) <= limit * len(counter.counts)
+    assert counter.most_of_a_window <= limit
+    assert len(counter.log) <= limit * counter.windows

@@ -9,7 +9,7 @@ from typing import Any, Callable, Iterator
 
 import pytest
 
-from tests.core.test_window import Reference
+from tests.core.test_window import Reference, most_in_a_stretch
 from tests.e2e.client import Closed
 from tests.e2e.conftest import Launch
 from tests.e2e.gateway import Gateway, protected
@@ -24,8 +24,9 @@ SHAPES: dict[str, Callable[[Random], float]] = {  # gaps in seconds
     "random": lambda random: random.expovariate(RATE),
     "bursts": lambda random: random.expovariate(RATE / 10) if random.random() < 0.1 else 0.0,
 }
-# Of the busiest stretch of a window's length over the limit, besides 5% for the log's milliseconds.
-OVER_SHARE = {"steady": 0.05, "random": 0.20, "bursts": 1.0}
+# The log says when a request came, its limit when it was asked: a little later, on a busy machine. Requests that the
+# limit saw more than a window apart may stand in the log by so much less.
+QUEUED_S = 0.01
 
 
 @pytest.fixture(params=[redis_server, cluster_set])
@@ -76,7 +77,8 @@ def _entries(gateways: list[Gateway]) -> dict[str, list[tuple[float, int]]]:
 
 
 def test_four_gateways_hold_one_limit_against_an_exact_log(launch: Launch, redis: RedisServer | ClusterSet) -> None:
-    """No window of the limit has more than 5% over it, and all together what one exact counter would let through."""
+    """No stretch of a window's length has more than 5% over the limit, wherever it begins, and all together what one
+    counter alone would let through."""
     gateways = [launch(_settings(redis)) for _ in range(GATEWAYS)]
     for gateway in gateways:
         gateway.until(lambda gateway=gateway: gateway.metric("redis_up") == 1)
@@ -95,17 +97,16 @@ def test_four_gateways_hold_one_limit_against_an_exact_log(launch: Launch, redis
         gateway.assert_accounts()
     measured: dict[str, Any] = {}
     for shape, entries in _entries(gateways).items():
-        exact = Reference(LIMIT, WINDOW_S)
-        exact.log = [at_s for at_s, status in entries if status == 200]
+        exact = [at_s for at_s, status in entries if status == 200]
         alone = Reference(LIMIT, WINDOW_S)
         for at_s, _ in entries:
             alone.take(at_s)
-        windows = Counter(int(at_s // WINDOW_S) for at_s in exact.log)
-        measured[shape] = (len(entries), len(exact.log), len(alone.log), max(windows.values()))
+        windows = Counter(int(at_s // WINDOW_S) for at_s in exact)
+        stretch = most_in_a_stretch(exact, WINDOW_S - QUEUED_S)
+        measured[shape] = (len(entries), len(exact), len(alone.log), max(windows.values()), stretch)
         assert {status for _, status in entries} == {200, 429}, measured
         assert max(windows.values()) <= 1.05 * LIMIT, measured
-        assert 0.9 * len(alone.log) <= len(exact.log) <= 1.05 * len(alone.log), measured
-        begin_s = entries[0][0] + 2 * WINDOW_S
-        measured[shape] += (exact.most_in_one_window(begin_s),)
-        assert measured[shape][-1] <= LIMIT * (1.05 + OVER_SHARE[shape]), measured
+        assert 0.95 * len(alone.log) <= len(exact) <= 1.05 * len(alone.log), measured
+        assert stretch <= 1.05 * LIMIT, measured
+    print(measured)
     assert all(gateway.metric("rate_limit_decisions_total", decision="fail_open") == 0 for gateway in gateways)

@@ -9,7 +9,7 @@ from twisted.internet.defer import Deferred
 from apigw.adapters.memory_counters import MemoryCounters
 from apigw.config.model import Tier
 from apigw.core.verdicts import Refusal
-from apigw.core.window import Counted, Demand
+from apigw.core.window import Counted, Demand, window_start
 from apigw.errors import CounterStoreDown, GatewayError
 from apigw.exchange import ClientRequest, Exchange
 from apigw.stages.address_limit import AddressLimit
@@ -140,15 +140,15 @@ class FarAway(Later):
     def __init__(self) -> None:
         super().__init__()
         self.asked = 0
-        self.added: list[tuple[int, int]] = []
+        self.added: list[tuple[int, float]] = []
 
     def take(self, demands: Any, now_s: float) -> Any:
         self.asked += 1
         return super().take(demands, now_s)
 
-    def add(self, demand: Demand, count: int, start_s: int) -> None:
-        self.added.append((count, start_s))
-        self._entry(demand.key, start_s, demand.window_s)[2] += count
+    def add(self, demand: Demand, count: int, at_s: float) -> None:
+        self.added.append((count, at_s))
+        self._entry(demand.key, window_start(at_s, demand.window_s), demand.window_s)[2] += count
 
 
 def test_far_from_its_limit_an_address_is_not_asked_for_each_time() -> None:

@@ -269,7 +269,7 @@ class Settling(Recording):
         super().__init__()
         self.added: list[tuple[str, int]] = []
 
-    def add(self, demand: Demand, count: int, start_s: int) -> None:
+    def add(self, demand: Demand, count: int, at_s: float) -> None:
         self.added.append((demand.tier, count))
         self._entries[demand.key][2] += count
 
@@ -299,7 +299,7 @@ def test_nothing_is_learned_of_a_global_counter_that_said_nothing() -> None:
     class Refusing(Settling):
         def take(self, demands: Any, now_s: float) -> Counted:
             self.asked.append(list(demands))
-            return Counted(False, [(0, 5), (0, 0)])
+            return Counted(False, [(0, 5, 0), (0, 0, 0)])
 
     world = World(Refusing())
     for _ in range(3):
