@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any, Final
 
-from apigw.core.window import PARTS, Count, Counted, Demand, Parts, part, recent, used
+from apigw.core.window import PARTS, Count, Counted, Demand, Steps, part, recent, used
 from apigw.net.poller import Poller
 from apigw.ports import WallClock
 
@@ -21,14 +21,14 @@ _PRUNE_AT_MOST: Final = 5000  # about 1 ms; a full store of 100,000 is empty 20 
 
 MAX_ENTRIES: Final = 100_000  # 240 bytes each after one request, up to 900
 _LOOK_AT: Final = 2  # stalest entries looked at in one call
-# The parts of all whose only request of a window fell in this one: a flood of identifiers costs little.
-_ALONE: Final[list[Parts]] = [(0,) * number + (1,) for number in range(PARTS)]
+# Shared by all whose requests of a window fell in this part alone: a flood of identifiers costs little.
+_ALONE: Final[list[Steps]] = [(number, 0) for number in range(PARTS)]
 
 
 class MemoryCounters:
     """A CounterStore that answers at once. Not shared: with N workers a client has N times its limit.
 
-    An entry is [window's begin (epoch s), previous, current, epoch s at which it says nothing any more, and the parts
+    An entry is [window's begin (epoch s), previous, current, epoch s at which it says nothing any more, and the steps
     (core/window.py) of both windows].
     """
 
@@ -48,7 +48,7 @@ class MemoryCounters:
             start_s = int(now_s // window_s) * window_s
             entry = self._entry(key, start_s, window_s)
             share = 1.0 - (now_s - start_s) / window_s
-            count = entry[1], entry[2], recent(entry[1], entry[4], share, limit) if entry[1] else 0
+            count = entry[1], entry[2], recent(entry[1], entry[4], share, limit)
             if used(count, limit, share) >= limit:
                 allowed = False
             taken.append((entry, share))
@@ -61,16 +61,14 @@ class MemoryCounters:
         return Counted(True, [(previous, current + 1, late) for previous, current, late in counts])
 
     def _count(self, entry: list[Any], fell_in: int) -> None:
-        entry[2] += 1
-        parts = entry[5]
-        if not parts:
+        steps = entry[5]
+        if not steps:
             entry[5] = _ALONE[fell_in]
-            return
-        if parts.__class__ is tuple:
-            parts = entry[5] = array("I", parts)
-        if fell_in >= len(parts):
-            parts.extend((0,) * (fell_in + 1 - len(parts)))
-        parts[fell_in] += 1
+        elif steps[-2] < fell_in:
+            if steps.__class__ is tuple:
+                steps = entry[5] = array("I", steps)
+            steps.extend((fell_in, entry[2]))
+        entry[2] += 1
 
     def _entry(self, key: str, start_s: int, window_s: int) -> list[Any]:
         """The key's entry, rolled on to the window that begins at start_s."""

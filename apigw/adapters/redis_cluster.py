@@ -27,7 +27,7 @@ from apigw.adapters.redis_counters import MAX_TRIES, RedisCounters
 from apigw.adapters.redis_halves import ask_in_halves, halves_of
 from apigw.adapters.redis_joint import Joint
 from apigw.adapters.redis_link import pack
-from apigw.adapters.redis_script import Check, Plain, Question, packed, probe_of
+from apigw.adapters.redis_script import Check, Plain, Question, Settlement, packed, probe_of
 from apigw.config.model import RedisSection
 from apigw.core.cluster_slots import SLOTS, Place, read_redirection, slot_of, tag_within
 from apigw.core.window import Counted, Demand
@@ -143,9 +143,9 @@ class ClusterCounters(MultiService):
         """A node does not answer, or not now; whether we ask on."""
         if question.tries >= MAX_TRIES:
             return False
-        if text.startswith("TRYAGAIN"):
-            return self._in_halves(question)
         try:
+            if text.startswith("TRYAGAIN"):
+                return self._apart(node, question) if isinstance(question, Settlement) else self._in_halves(question)
             slot, place = read_redirection(text, self._place_of(node))  # ValueError: nobody has the slot
             target = self._at(place)
             if text.startswith("MOVED"):
@@ -159,6 +159,11 @@ class ClusterCounters(MultiService):
         except (CounterStoreDown, ValueError):
             self._map.refresh()
             return False
+        return True
+
+    def _apart(self, node: RedisCounters, settlement: Settlement) -> bool:
+        for command in settlement.apart:
+            node.put(Settlement(node.refused, command))
         return True
 
     def _in_halves(self, question: Question) -> bool:

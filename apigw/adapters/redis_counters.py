@@ -19,7 +19,7 @@ from twisted.internet.interfaces import IReactorTime
 
 from apigw.adapters.redis_link import RedisLink
 from apigw.adapters.redis_node import Connect, RedisNode, ignored, unheard, unobserved
-from apigw.adapters.redis_script import LOAD, Check, Question, Settlement, about_one_key, added, packed, sent_away
+from apigw.adapters.redis_script import LOAD, Check, Question, about_one_key, packed, sent_away, settlements
 from apigw.config.model import RedisSection
 from apigw.core.window import Counted, Demand
 from apigw.errors import CounterStoreDown
@@ -80,8 +80,7 @@ class RedisCounters(RedisNode):
         if self.up and self._link is not None:
             if not self._batch:
                 self._after_turn(self._flush)
-            for command in added(demand, count, at_s):
-                self._batch.append(Settlement(self.refused, *command))
+            self._batch += settlements(demand, count, at_s, self.refused)
 
     # -- asking
 

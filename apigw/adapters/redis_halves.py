@@ -13,7 +13,7 @@ import hiredis
 from twisted.internet.defer import Deferred, FirstError, gatherResults, maybeDeferred
 
 from apigw.adapters.redis_link import pack
-from apigw.adapters.redis_script import Check, parts_of
+from apigw.adapters.redis_script import Check, step, steps_of
 from apigw.core.window import part, recent, used
 from apigw.errors import CounterStoreDown
 
@@ -56,15 +56,13 @@ def halves_of(command: bytes) -> Halves | None:
 async def ask_in_halves(check: Check, halves: Halves, ask: Ask) -> None:
     """Gives the check its reply, or has it fail."""
     limit, share = halves.limit, halves.share
+    keys = halves.previous, halves.following, halves.previous_spread, halves.spread
     try:
-        read = [
-            maybeDeferred(ask, key, pack("GET", key))
-            for key in (halves.previous, halves.following, halves.previous_spread)
-        ]
+        read = [maybeDeferred(ask, key, pack("GET", key)) for key in keys]
         found = await gatherResults(read, consumeErrors=True)
         previous, ahead = _number(found[0]), _number(found[1])
-        spread = found[2] if isinstance(found[2], bytes) else b""
-        late = recent(previous, parts_of(spread), share, limit)
+        past, spread = (one if isinstance(one, bytes) else b"" for one in found[2:])
+        late = recent(previous, steps_of(past), share, limit)
         others = b"%.17g" % used((previous, ahead, late), limit, share)
         reply = await ask(halves.current, pack("EVAL", HALF, 1, halves.current, limit, others, halves.ttl_s))
     except (CounterStoreDown, FirstError) as failed:
@@ -74,16 +72,16 @@ async def ask_in_halves(check: Check, halves: Halves, ask: Ask) -> None:
         check.fail("a check's answer is not the script's")
     elif reply[0] == 1:
         check([1, previous, ahead + reply[1], late])
-        await _tell(halves, ask)
+        if part(share) > (spread[-5] if spread else -1):
+            await _tell(halves, reply[1], ask)
     else:
-        check([0, previous, ahead + reply[1], late, spread, b""])
+        check([0, previous, ahead + reply[1], late, past, spread])
 
 
-async def _tell(halves: Halves, ask: Ask) -> None:
-    """In which part of the window it was counted. That it was counted stands, whatever comes of this."""
-    fell_in = part(halves.share)
+async def _tell(halves: Halves, counted: int, ask: Ask) -> None:
+    """It is the first of its part of the window. That it was counted stands, whatever comes of this."""
     try:
-        await ask(halves.spread, pack("BITFIELD", halves.spread, "OVERFLOW", "SAT", "INCRBY", "i32", f"#{fell_in}", 1))
+        await ask(halves.spread, pack("APPEND", halves.spread, step(part(halves.share), counted - 1)))
         await ask(halves.spread, pack("EXPIRE", halves.spread, halves.ttl_s))
     except CounterStoreDown:
         pass

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from functools import cache
 from hashlib import sha1
+from struct import pack as pack_words
 from struct import unpack_from
 from typing import Any, Final, Protocol
 
@@ -10,12 +11,12 @@ from hiredis import ReplyError
 from twisted.internet.defer import Deferred
 
 from apigw.adapters.redis_link import pack
-from apigw.core.window import PARTS, Counted, Demand, Parts, part, spread_key, weight, window_start
+from apigw.core.window import PARTS, Counted, Demand, Steps, part, spread_key, weight, window_start
 from apigw.errors import CounterStoreDown
 
 # KEYS of each counter: keys_of(). ARGV of each: limit, previous window's share, TTL. Reply: 1 or 0 (all counted, or
 # none); previous, current and recent of each; when none was counted, the spreads of previous and current of each.
-# A spread is an array of PARTS big-endian integers of 4 bytes. core.window.used() in Lua.
+# A spread holds core.window.Steps, in a byte and four for each. core.window.used() and recent() in Lua.
 SCRIPT: Final = b"""
 local found = redis.call('MGET', unpack(KEYS))
 local counters = #KEYS / 5
@@ -28,11 +29,14 @@ for i = 0, counters - 1 do
   local slack, part = math.max(1, math.floor(limit / 50)), math.min(%d, math.floor((1 - share) * %d))
   local recent = previous
   if previous * (1 - share) > slack then
-    local spread, late = found[i * 5 + 5] or '', 0
-    for at = part * 4 + 1, math.min(#spread, %d) - 3, 4 do
-      late = late + struct.unpack('>i4', spread, at)
+    local spread = found[i * 5 + 5] or ''
+    local low, high = 0, math.floor(#spread / 5)
+    local steps = high
+    while low < high do
+      local middle = math.floor((low + high) / 2)
+      if string.byte(spread, middle * 5 + 1) < part then low = middle + 1 else high = middle end
     end
-    recent = math.min(previous, late)
+    recent = low < steps and math.max(0, previous - struct.unpack('>I4', spread, low * 5 + 2)) or 0
   end
   if math.max(previous * share, recent - slack) + current >= limit then reply[1] = 0 end
   parts[i] = part
@@ -41,21 +45,34 @@ for i = 0, counters - 1 do
   reply[i * 3 + 4] = recent
 end
 for i = 0, counters - 1 do
+  local spread = found[i * 5 + 4] or ''
   if reply[1] == 1 then
-    local key, spread, ttl = KEYS[i * 5 + 1], KEYS[i * 5 + 4], ARGV[i * 3 + 3]
-    redis.call('INCR', key)
-    redis.call('EXPIRE', key, ttl)
-    if redis.call('BITFIELD', spread, 'OVERFLOW', 'SAT', 'INCRBY', 'i32', '#' .. parts[i], 1)[1] == 1 then
-      redis.call('EXPIRE', spread, ttl)
+    local key, ttl = KEYS[i * 5 + 1], ARGV[i * 3 + 3]
+    local own = redis.call('INCR', key)
+    local begins = parts[i] > (string.byte(spread, -5) or -1)
+    if begins then
+      redis.call('APPEND', KEYS[i * 5 + 4], struct.pack('>BI4', parts[i], own - 1))
+      redis.call('EXPIRE', KEYS[i * 5 + 4], ttl)
     end
+    if begins or own == 1 then redis.call('EXPIRE', key, ttl) end
     reply[i * 3 + 3] = reply[i * 3 + 3] + 1
   else
     reply[#reply + 1] = found[i * 5 + 5] or ''
-    reply[#reply + 1] = found[i * 5 + 4] or ''
+    reply[#reply + 1] = spread
   end
 end
 return reply
-""" % (PARTS - 1, PARTS, 4 * PARTS)
+""" % (PARTS - 1, PARTS)
+# KEYS: a window and its spread. ARGV: requests, the part in which the last of them fell, TTL.
+_ADD: Final = b"""
+local part, own = tonumber(ARGV[2]), redis.call('INCRBY', KEYS[1], ARGV[1])
+if part > (string.byte(redis.call('GETRANGE', KEYS[2], -5, -5)) or -1) then
+  redis.call('APPEND', KEYS[2], struct.pack('>BI4', part, own - ARGV[1]))
+end
+redis.call('EXPIRE', KEYS[1], ARGV[3])
+redis.call('EXPIRE', KEYS[2], ARGV[3])
+return own
+"""
 SHA: Final = sha1(SCRIPT).hexdigest().encode("ascii")
 LOAD: Final = pack(b"SCRIPT", b"LOAD", SCRIPT)
 _SHARE: Final = b"%.17g"  # 17 digits carry a double exactly: Redis decides as core.window would
@@ -97,21 +114,6 @@ def packed(demands: Sequence[Demand], now_s: float) -> bytes:
         words.append(kept[2])
         rules.append(b"%b$%d\r\n%b%b" % (kept[3], len(share), share, kept[4]))
     return b"".join((_begin(len(demands)), *words, *rules))
-
-
-def added(demand: Demand, count: int, at_s: float) -> tuple[tuple[str | int, ...], ...]:
-    """The commands that add `count` requests, less than none to give some back, which SCRIPT would have at `at_s`."""
-    window_s = demand.window_s
-    start_s = window_start(at_s, window_s)
-    key, spread, ttl_s = f"{demand.key}:{start_s}", spread_key(demand.key, start_s), 2 * window_s
-    fell_in = part(weight(at_s, window_s))
-    # the keys may be gone by now, evicted or flushed: without a TTL of its own a new one would live for ever
-    return (
-        ("INCRBY", key, count),
-        ("EXPIRE", key, ttl_s),
-        ("BITFIELD", spread, "OVERFLOW", "SAT", "INCRBY", "i32", f"#{fell_in}", count),
-        ("EXPIRE", spread, ttl_s),
-    )
 
 
 def _kept(demand: Demand, start_s: int) -> tuple[int, bytes, bytes, bytes, bytes]:
@@ -167,12 +169,18 @@ class Question:
 
 
 class Settlement(Question):
-    """A command that adds requests which were let through unasked. Nobody waits for its reply."""
+    """Adds requests which were let through unasked, or gives some back. Nobody waits for its reply.
 
-    __slots__ = ()
+    apart: commands of one key each, for a slot that moves; the spread is not told of these.
+    """
 
-    def __init__(self, refused: "Callable[[Question, Any], None]", *words: str | bytes | int) -> None:
-        self.command = pack(*words)
+    __slots__ = ("apart",)
+
+    def __init__(
+        self, refused: "Callable[[Question, Any], None]", command: bytes, apart: "Sequence[bytes]" = ()
+    ) -> None:
+        self.command = command
+        self.apart = apart
         self.refused = refused
         self.tries = 0
 
@@ -183,6 +191,24 @@ class Settlement(Question):
 
     def fail(self, reason: str | None) -> None:
         """Lost, as all that was not counted while Redis was down."""
+
+
+def settlements(
+    demand: Demand, count: int, at_s: float, refused: "Callable[[Question, Any], None]"
+) -> list[Settlement]:
+    """`count` more requests, the last of which SCRIPT would have counted at `at_s`; or less, when it is negative.
+
+    A step that was written while one that is given back was counted is one too high, and the guard counts one less.
+    """
+    window_s = demand.window_s
+    start_s = window_start(at_s, window_s)
+    key, spread, ttl_s = f"{demand.key}:{start_s}", spread_key(demand.key, start_s), 2 * window_s
+    # the keys may be gone by now, evicted or flushed: without a TTL of its own a new one would live for ever
+    apart = pack("INCRBY", key, count), pack("EXPIRE", key, ttl_s)
+    if count < 0:
+        return [Settlement(refused, command) for command in apart]
+    added = pack("EVAL", _ADD, 2, key, spread, count, part(weight(at_s, window_s)), ttl_s)
+    return [Settlement(refused, added, apart)]
 
 
 class Asker(Protocol):
@@ -232,16 +258,20 @@ def read(reply: Any, counters: int) -> Counted | None:
     if len(reply) == end + 2 * counters and reply[0] == 0:
         counts = list(zip(reply[1:end:3], reply[2:end:3], reply[3:end:3], strict=True))
         spreads = [
-            (parts_of(one), parts_of(other)) for one, other in zip(reply[end::2], reply[end + 1 :: 2], strict=True)
+            (steps_of(one), steps_of(other)) for one, other in zip(reply[end::2], reply[end + 1 :: 2], strict=True)
         ]
         return Counted(False, counts, spreads)
     return None
 
 
-def parts_of(packed_parts: bytes) -> Parts:
+def step(fell_in: int, before: int) -> bytes:
+    """What is added to a spread with the first request of a part."""
+    return pack_words(">BI", fell_in, before)
+
+
+def steps_of(spread: bytes) -> Steps:
     """A spread as Redis keeps it."""
-    count = min(PARTS, len(packed_parts) // 4)
-    return unpack_from(f">{count}i", packed_parts)
+    return unpack_from(">" + "BI" * min(PARTS, len(spread) // 5), spread)
 
 
 class Plain(Question):

@@ -9,9 +9,9 @@ request is not counted, so a busy client is slowed to its limit and not starved 
 
 Note [What the rule promises]
   The rule takes the previous window's requests as spread evenly. Alone it would let bursts through that are not: the
-  limit in the last instant of a window, and as much again at the end of the next. So the store also keeps in which
-  of its PARTS each request of a window fell, and the guard counts those that are not over for certain: from the
-  part that is as far in the previous window as this moment is in its own. Hence, whatever the schedule:
+  limit in the last instant of a window, and as much again at the end of the next. So the store also keeps how many
+  requests a window had when the first of each of its PARTS came, and the guard counts those that are not over for
+  certain: from the part that is as far in the previous window as this moment is in its own. Hence, for any schedule:
   - no stretch of a window's length has more than 2% over the limit, or one request, by an exact log;
   - no window that begins at a multiple of its length has more than `limit`;
   - n window lengths in a row have at most (n + 1) * limit, so in the long run the limit holds exactly.
@@ -23,6 +23,7 @@ Note [What the rule promises]
 """
 
 import re
+from bisect import bisect_left
 from collections.abc import Sequence
 from hashlib import sha256
 from math import floor
@@ -52,10 +53,10 @@ class Demand(NamedTuple):
 
 
 Count = tuple[int, int, int]  # previous, current, recent
-Parts = Sequence[
-    int
-]  # requests of a window by the part in which they fell; those at the end that had none may be left out
-Spread = tuple[Parts, Parts]  # of the previous window and of the current one
+# How a window's requests lie in it: part, requests before its first one, part, requests before ...; rising. Parts that
+# had none are left out.
+Steps = Sequence[int]
+Spread = tuple[Steps, Steps]  # of the previous window and of the current one
 UNKNOWN: Final[Spread] = ((), ())
 
 
@@ -131,14 +132,16 @@ def part(share: float) -> int:
     return min(PARTS - 1, int((1.0 - share) * PARTS))
 
 
-def recent(previous: int, parts: Parts, share: float, limit: int) -> int:
-    """Of the previous window's requests, which fell in `parts`, those that may be younger than a window.
+def recent(previous: int, steps: Steps, share: float, limit: int) -> int:
+    """Of the previous window's requests, which lie in it as `steps` say, those that may be younger than a window.
 
-    All of them where even then the guard would not say more than the rule: nobody needs to look.
+    All of them where even then the guard would not say more than the rule: nobody needs to look. Those of which no step
+    tells count as old.
     """
-    if previous * (1.0 - share) <= slack(limit):
+    if not previous or previous * (1.0 - share) <= slack(limit):
         return previous
-    return min(previous, sum(parts[part(share) :]))
+    at = 2 * bisect_left(steps[::2], part(share))
+    return max(0, previous - steps[at + 1]) if at < len(steps) else 0
 
 
 def used(count: Count, limit: int, share: float) -> float:
@@ -179,16 +182,16 @@ def retry_after_s(count: Count, spread: Spread, limit: int, window_s: int, now_s
     return wait_s
 
 
-def _room_s(previous: int, current: int, parts: Parts, limit: int, window_s: int) -> float:
+def _room_s(previous: int, current: int, steps: Steps, limit: int, window_s: int) -> float:
     """How far into a window with these counts a request passes; its length: not in this one."""
     if current >= limit:
         return window_s
     by_rule_s = window_s * max(0.0, 1.0 - (limit - current) / previous) if previous else 0.0
-    late, first = current, len(parts)
-    while first and late + parts[first - 1] < limit + slack(limit):
-        first -= 1
-        late += parts[first]
-    return max(by_rule_s, first * window_s / PARTS)
+    at = len(steps)
+    while at and previous - steps[at - 1] + current < limit + slack(limit):
+        at -= 2
+    by_guard_s = (steps[at - 2] + 1) * window_s / PARTS if at else 0.0
+    return max(by_rule_s, by_guard_s)
 
 
 def _refused_at(

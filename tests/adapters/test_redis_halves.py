@@ -10,7 +10,7 @@ from twisted.internet.defer import Deferred
 
 from apigw.adapters.redis_halves import ask_in_halves, halves_of
 from apigw.adapters.redis_link import pack
-from apigw.adapters.redis_script import LOAD, Check, added, packed, read
+from apigw.adapters.redis_script import LOAD, Check, packed, read, settlements
 from apigw.core.window import Counted, Demand
 from apigw.errors import CounterStoreDown
 from tests.servers import RedisServer, redis_server
@@ -37,6 +37,10 @@ def run(command: bytes, ask: Any) -> Any:
     return heard[0]
 
 
+def redis_is_there(*_: Any) -> None:
+    raise AssertionError("nobody is sent elsewhere")
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     previous=st.integers(0, 9),
@@ -55,8 +59,8 @@ def test_as_the_whole_script(
     for name in ("whole", "halves"):
         one = Demand("standard", f"rate:{{standard:user:{name}}}", limit, 60)
         for count, when_s in ((previous, at_s - 60), (current, at_s), (following, at_s + 60)):
-            for command in added(one, count, START_S + when_s) if count else ():
-                redis.command(*command)
+            for told in settlements(one, count, START_S + when_s, redis_is_there) if count else ():
+                redis.packed_command(told.command)
     whole = redis.packed_command(packed([Demand("standard", "rate:{standard:user:whole}", limit, 60)], now_s))
 
     async def ask(key: str, command: bytes) -> Any:

@@ -10,7 +10,7 @@ from apigw.core.window import UNKNOWN, Counted, Demand, Spread
 from apigw.errors import CounterStoreDown
 
 DEMANDS = [Demand("a", "rate:{a}", 9, 60), Demand("b", "rate:{b}", 9, 60), Demand("c", "rate:{c}", 9, 60)]
-SPREAD: Spread = ((0, 5), (3,))
+SPREAD: Spread = ((0, 0, 7, 5), (3, 0))
 ANSWERS = [True, False, None]  # counted, exhausted, no word
 
 

@@ -11,7 +11,7 @@ from apigw.adapters import redis_script
 from apigw.adapters.memory_counters import MemoryCounters
 from apigw.adapters.redis_link import pack
 from apigw.adapters.redis_script import LOAD, SHA, about_one_key, cured_by_new_connection, keys_of, packed, read
-from apigw.core.window import PARTS, Demand, Parts
+from apigw.core.window import Demand
 from tests.servers import RedisServer, redis_server
 
 NOW_S = 1_707_264_012.5
@@ -35,11 +35,6 @@ steps_of_two_users = st.lists(
 )
 
 
-def whole(*parts: Parts) -> list[list[int]]:
-    """With those at the end that had none."""
-    return [[*one, *[0] * (PARTS - len(one))] for one in parts]
-
-
 @settings(max_examples=40, deadline=None)
 @given(steps=steps_of_two_users, limit=st.sampled_from([1, 2, 3, 4, 50, 120]), unique=st.uuids())
 def test_redis_decides_as_memory_does(redis: RedisServer, steps: Any, limit: int, unique: Any) -> None:
@@ -53,7 +48,7 @@ def test_redis_decides_as_memory_does(redis: RedisServer, steps: Any, limit: int
         counted = read(redis.packed_command(packed(demands, now_s)), len(demands))
         expected = memory.take(demands, now_s)
         assert counted is not None and counted[:2] == expected[:2]
-        assert [whole(*spread) for spread in counted.spreads] == [whole(*spread) for spread in expected.spreads]
+        assert [[*map(list, spread)] for spread in counted.spreads] == [[*map(list, one)] for one in expected.spreads]
 
 
 @given(
@@ -113,7 +108,7 @@ def test_what_a_gateway_with_a_fast_clock_counted_already_counts_here(redis: Red
 
 def test_an_answer_that_is_none_is_none() -> None:
     assert read([1, 0, 1, 0], 1) == (True, [(0, 1, 0)], ())
-    assert read([0, 4, 5, 4, b"\0\0\0\4", b""], 1) == (False, [(4, 5, 4)], [((4,), ())])
+    assert read([0, 4, 5, 4, b"\1\0\0\0\0\7\0\0\0\3", b""], 1) == (False, [(4, 5, 4)], [((1, 0, 7, 3), ())])
     for odd in (None, b"OK", [], [1], [1, 0, 1], [0, 0, 1, 0], [1, 0, 1, 0, b"", b""], [2, 0, 1, 0]):
         assert read(odd, 1) is None
 

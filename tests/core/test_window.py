@@ -31,6 +31,16 @@ from apigw.core.window import (
 EPOCH_S = 1_707_264_000
 
 
+def steps(by_part: list[int]) -> list[int]:
+    """Requests by the part in which they fell, as core.window.Steps."""
+    found, before = [], 0
+    for number, count in enumerate(by_part):
+        if count:
+            found += [number, before]
+        before += count
+    return found
+
+
 class Windows:
     """The counters of Redis in the plainest words: one for each window of a key, whoever's clock says which it is.
 
@@ -56,7 +66,7 @@ class Windows:
         return Counted(True, [(previous, current + 1, late)])
 
     def _spread(self, key: str, start_s: int) -> list[int]:
-        return [self.parts[key, start_s, number] for number in range(PARTS)]
+        return steps([self.parts[key, start_s, number] for number in range(PARTS)])
 
     def add(self, demand: Demand, count: int, at_s: float) -> None:
         """What was counted elsewhere."""
@@ -216,8 +226,9 @@ def test_retry_after_is_the_earliest_whole_second_that_passes(
         return by_rule and sum(before[part(share) :]) + current < limit + max(1, limit // 50)
 
     expected = next(wait_s for wait_s in range(1, 2 * window_s + 2) if passes(wait_s))
-    late = recent(sum(earlier), earlier, weight(now_s, window_s), limit)
-    assert retry_after_s((sum(earlier), sum(now), late), (earlier, now), limit, window_s, now_s) == expected
+    spread = steps(earlier), steps(now)
+    late = recent(sum(earlier), spread[0], weight(now_s, window_s), limit)
+    assert retry_after_s((sum(earlier), sum(now), late), spread, limit, window_s, now_s) == expected
 
 
 @given(st.integers(0, 300), st.integers(0, 300), st.integers(1, 100), st.sampled_from([1, 7, 60]), st.floats(0, 120))
@@ -242,7 +253,7 @@ def test_without_a_spread_retry_after_is_the_rules_own(
 def test_who_need_not_be_looked_for_changes_nothing(parts: list[int], limit: int, share: float) -> None:
     """recent() counts all where the rule says more than the guard could."""
     exact = sum(parts[part(share) :])
-    found = recent(sum(parts), parts, share, limit)
+    found = recent(sum(parts), steps(parts), share, limit)
     assert used((sum(parts), 0, found), limit, share) == used((sum(parts), 0, exact), limit, share)
 
 
@@ -259,7 +270,7 @@ def test_judgement_is_floored_never_negative_and_agrees_with_the_rule(
     demand = Demand("standard", "rate:{standard:user:a}", limit, 60)
     share = weight(EPOCH_S + elapsed_s, 60)
     previous, current, late = sum(earlier), sum(now), sum(earlier[part(share) :])
-    verdict = judge(demand, (previous, current, late), EPOCH_S + elapsed_s, (earlier, now))
+    verdict = judge(demand, (previous, current, late), EPOCH_S + elapsed_s, (steps(earlier), steps(now)))
     left = min(limit - (previous * share + current), limit + max(1, limit // 50) - late - current)
     assert verdict.limit == limit
     assert verdict.reset_epoch_s == EPOCH_S + 60

@@ -40,9 +40,13 @@ class World:
         self._tokens = {"mallory": token("mallory", "read"), "another": token("mallory", "", jti="2", iat=1)}
 
     def keys(self) -> dict[str, int]:
-        """What stands in Redis: key -> count."""
+        """The counters in Redis: key -> count. Nothing else is there but their spreads, which have the same names."""
         flat = self.redis.command("EVAL", _ALL, 0)
-        return {key.decode(): int(count or 0) for key, count in zip(flat[::2], flat[1::2]) if key.decode() != _PROBE}
+        found = {key.decode(): value for key, value in zip(flat[::2], flat[1::2])}
+        spreads = {key.removeprefix("spread") for key in found if key.startswith("spread")}
+        counters = {key: int(value or 0) for key, value in found.items() if not key.startswith("spread")}
+        assert spreads == {key.removeprefix("rate") for key in counters}
+        return {key: count for key, count in counters.items() if key != _PROBE}
 
     def counters(self) -> Counter[str]:
         """The counters without their windows: `user:user:mallory` -> count."""
