@@ -115,9 +115,9 @@ def test_a_hostile_user_id_does_not_break_out_of_its_key(launch: Launch, redis: 
         if reply.status == 200:
             passed += 1
             keys = [key.decode() for key in redis.command("KEYS", "*") if b"all:global" not in key]
-            assert len(keys) == 1, keys
-            assert re.fullmatch(r"rate:\{user:user:[A-Za-z0-9._@+-]+\}:\d+", keys[0]), keys
-            assert keys[0] != "rate:{user:user:ann}"
+            named = re.fullmatch(r"(?:rate|spread)(:\{user:user:[A-Za-z0-9._@+-]+\}:\d+)", keys[0])
+            assert named is not None and named[1].rpartition(":")[0] != ":{user:user:ann}", keys
+            assert sorted(keys) == ["rate" + named[1], "spread" + named[1]]
     assert passed >= 4
 
 
