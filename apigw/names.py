@@ -109,6 +109,10 @@ UPSTREAM_REASONS: Final = {
 
 SHED: Final = "shed"
 
+# --- The reason of a request that was ended for its client's pace, while others waited for the connection that it held.
+
+SLOW_CLIENT: Final = "slow_client"  # error_type of a cut answer; before an answer error_message of a 408 begins with it
+
 # --- Reasons: why a request was not let in; `reason` of auth_failures_total and begins error_message. The client
 # never learns which: its answer is the same for all of them that share a status.
 
@@ -218,6 +222,7 @@ METRICS: Final[dict[str, Metric]] = {
     "access_log_sampled_out_total": Metric("counter", (), "Successes not logged because of sampling at high rates."),
     "access_log_errors_total": Metric("counter", ("sink",), "Failed attempts to open or write the sink."),
     "observer_failures_total": Metric("counter", ("observer",), "Exceptions of access log or metrics; requests go on."),
+    "slow_clients_total": Metric("counter", ("backend",), "Requests ended since others waited for their connection."),
     "upstream_connections": Metric("gauge", ("backend", "state"), "Pooled connections; state is idle or busy."),
     "event_loop_lag_seconds": Metric("gauge", (), "How late the event loop ran its last timer."),
     "build_info": Metric("gauge", ("version",), "1 for the running version of the gateway."),

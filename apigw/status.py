@@ -158,6 +158,7 @@ def watch(worker: "Worker") -> None:
     metrics.watch_labelled("circuit_state", ("backend",), worker.circuits.states)
     metrics.watch_labelled("circuit_openings_total", ("backend",), worker.circuits.openings)
     metrics.watch_labelled("upstream_connections", ("backend", "state"), lambda: _connections(worker))
+    metrics.watch_labelled("slow_clients_total", ("backend",), lambda: _slow_clients(worker))
     metrics.watch_labelled("tls_certificate_expiry_timestamp_seconds", ("host",), lambda: _certificates(worker))
     metrics.watch_labelled(
         "observer_failures_total",
@@ -249,6 +250,10 @@ def _certificates(worker: "Worker") -> list[tuple[tuple[str], float]]:
     for host, end_s in worker.listeners.certificate_expiry():
         ends[host] = min(end_s, ends.get(host, end_s))
     return list(ends.items())
+
+
+def _slow_clients(worker: "Worker") -> list[tuple[tuple[str], float]]:
+    return [((name,), float(pool.slow_clients.ended)) for name, pool in worker.backends.pools.items()]
 
 
 def _connections(worker: "Worker") -> list[tuple[tuple[str, str], float]]:

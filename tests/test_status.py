@@ -202,6 +202,7 @@ def test_the_gauges_are_those_of_the_parts(furnished: Worker) -> None:
     assert said["upstream_connections"] == {
         (name, state): 0 for name in ("users", "found") for state in ("idle", "busy")
     }
+    assert said["slow_clients_total"] == {("users",): 0, ("found",): 0}
     assert said["config_info"] == {("v1",): 1}
     assert said["redis_up"] == {(): 1 if furnished.redis and furnished.redis.up else 0}
     assert said["jwks_last_success_timestamp_seconds"] == {(): NOW_S}

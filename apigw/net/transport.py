@@ -17,7 +17,9 @@ In FLUSHING and later nothing that arrives reaches the protocol: what was refuse
 
 import socket
 import struct
+import termios
 from collections import deque
+from fcntl import ioctl
 from typing import Any
 
 from twisted.internet.error import ConnectionDone, ConnectionLost
@@ -29,6 +31,8 @@ from apigw.constants import LINGER_S, READ_BYTES, WRITE_HIGH_WATER_BYTES, WRITE_
 from apigw.net.deadlines import Deadlines
 
 _RESET = struct.pack("ii", 1, 0)
+_COUNT = struct.Struct("i")
+_NO_COUNT = bytes(_COUNT.size)
 _SEND_MAX_BYTES = 262_144
 _GATHER_BYTES = 16_384  # pieces below it that wait are sent together
 
@@ -222,6 +226,13 @@ class TCPTransport:
     def buffered_bytes(self) -> int:
         """Bytes accepted by write() and not yet taken by the kernel."""
         return self._out_bytes
+
+    def untaken_bytes(self) -> int:
+        """Bytes accepted by write() that the peer has not acknowledged; those in the kernel cost a system call."""
+        if self.state == DEAD:
+            return 0
+        (in_kernel,) = _COUNT.unpack(ioctl(self._fd, termios.TIOCOUTQ, _NO_COUNT))
+        return self._out_bytes + int(in_kernel)
 
     def blocked_bytes(self) -> int:
         """Those of them that the kernel did not take: the peer is slower than we are. on_blocked() tells the first."""

@@ -4,6 +4,7 @@
 """
 
 from apigw.errors import GatewayError
+from apigw.names import SLOW_CLIENT
 
 _RETRY_AFTER_S = 1  # where a place in a pool, or a descriptor, may be free the next moment
 
@@ -27,6 +28,14 @@ def upstream_timeout(backend: str, reason: str, detail: str) -> GatewayError:
         reason=reason,
         detail=detail,
         extra={"backend": backend},
+    )
+
+
+def slow_client(detail: str, begun: bool) -> GatewayError:
+    """Of a request that gave way to others, see slow_clients.py. `begun`: its answer is, and is cut without a word."""
+    code = SLOW_CLIENT if begun else "request_timeout"
+    return GatewayError(
+        "The request took too long to arrive.", status=408, code=code, reason=SLOW_CLIENT, detail=detail
     )
 
 

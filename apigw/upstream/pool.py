@@ -16,6 +16,7 @@ from apigw.net.deadlines import Deadlines
 from apigw.upstream.connection import UpstreamConnection
 from apigw.upstream.detached import Detached
 from apigw.upstream.member import Member, oldest_idle, share_out
+from apigw.upstream.slow_clients import SlowClients, Transfer
 from apigw.upstream.waiting import Failed, Opening, Waiter
 
 CONNECT_TIMEOUT_S = 5.0  # a local network answers in milliseconds; the route's timeout may be shorter
@@ -23,7 +24,8 @@ CONNECT_AT_LEAST_S = 1.0  # below it nothing is said of the instance: a lost SYN
 QUEUE_MAX = 1000  # requests waiting for a connection of one backend
 KEEP_ALIVE_S = 30.0  # contract section 8: TCP asks a silent peer whether it is there
 _LIFETIME_SPREAD = 0.2  # of max_lifetime: what was opened together does not end together
-_AT_ONCE = 50  # waiters served in one turn of the loop
+_AT_ONCE = 50  # waiters served, or clients ended, in one turn of the loop
+_MOMENT_S = 0.1  # in a burst a place comes free sooner than this: then no slow client has to go
 
 POOL_FULL, NO_INSTANCE = "pool_full", "no_healthy_instance"
 _WORDS = {REFUSED: "connection was refused", TIMED_OUT: "connect was not answered"}
@@ -65,6 +67,10 @@ class Pool:
         self._admitting = False  # the queue's first are about to be served, in a turn of their own
         self._openings: "OrderedDict[Waiter, Opening]" = OrderedDict()
         self._detached = Detached()
+        self.slow_clients = SlowClients()
+        self._looking = False  # at them, a moment from now
+        self._waited: frozenset[Waiter] = frozenset()  # who waited when that was set
+        self._in_vain = False  # since the last look a request has given up waiting for a place
         self._balance: SmoothRoundRobin[Member] = SmoothRoundRobin(())
         self._ramping = False
         self.rebalance()
@@ -115,6 +121,7 @@ class Pool:
     def _enqueue(self, waiter: Waiter) -> None:
         if len(self._queue) < QUEUE_MAX:
             self._queue.append(waiter)
+            self._look_soon()
         else:
             waiter.pool_failed(POOL_FULL, f"{QUEUE_MAX} requests wait for {self.backend.name} already", None)
 
@@ -133,6 +140,7 @@ class Pool:
             return Failed(TIMED_OUT, "no answer to the connect", opening.member.label)
         try:
             self._queue.remove(waiter)
+            self._in_vain = self._looking
         except ValueError:
             pass
         return Failed(POOL_FULL, f"all {self.open} connections stayed busy", None)
@@ -153,6 +161,31 @@ class Pool:
         if oldest is not None:
             oldest.kill()
         return oldest is not None
+
+    # -- slow clients
+
+    def follow(self, transfer: Transfer) -> None:
+        """A body or an answer is streamed: its client may hold a connection that others want. See slow_clients.py."""
+        self.slow_clients.follow(transfer, self._reactor.seconds())
+        self._look_soon()
+
+    def unfollow(self, transfer: Transfer) -> None:
+        self.slow_clients.pop(transfer, None)
+
+    def _look_soon(self) -> None:
+        if self._queue and self.slow_clients and not self._looking:
+            self._looking = True
+            self._waited = frozenset(self._queue)
+            self._deadlines.add(_MOMENT_S, self._look)
+
+    def _look(self) -> None:
+        """For each request that has waited for a moment a client gives way, if there are any so slow."""
+        self._looking = False
+        wanted = max(sum(waiter in self._waited for waiter in self._queue), self._in_vain)
+        self._in_vain, self._waited = False, frozenset()
+        self.slow_clients.look(self._reactor.seconds())
+        self.slow_clients.give_way(min(wanted, _AT_ONCE))
+        self._look_soon()
 
     # -- connections
 
@@ -274,6 +307,7 @@ class Pool:
         """Close what is idle or old; keep `min_connections` open to sound instances; weigh those that are new anew."""
         now_s = self._reactor.seconds()
         self._detached.expire(now_s)
+        self.slow_clients.look(now_s)
         for _ in range(len(self._queue)):
             if not self._detached.give_way(now_s):
                 break

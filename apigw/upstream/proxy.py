@@ -3,7 +3,7 @@
     body ready -> connection -> head and body sent -> head of the answer -> body -> end
 One deadline follows: the route's timeout, until the answer's head, and then between its pieces, of which
 there must be MIN_PROGRESS_BYTES in each timeout: a backend that drips its answer is cut. A client that takes or
-sends slowly is not the backend's fault (edge/ has deadlines of its own for it).
+sends slowly is not the backend's fault: edge/ has deadlines of its own for it, and slow_clients.py for a full pool.
 The only request sent twice is a GET, HEAD or OPTIONS without a streamed body whose reused connection closed
 before a byte of the answer came: the backend closed an idle connection as we took it (contract section 3).
 """
@@ -24,7 +24,7 @@ from apigw.exchange import Exchange
 from apigw.net.connect import EXHAUSTED, TIMED_OUT
 from apigw.net.deadlines import Deadlines
 from apigw.upstream.connection import RESET, UpstreamConnection
-from apigw.upstream.failures import bad_gateway, unavailable, upstream_timeout
+from apigw.upstream.failures import bad_gateway, slow_client, unavailable, upstream_timeout
 from apigw.upstream.gate import CIRCUIT_OPEN, Gate
 from apigw.upstream.member import Member
 from apigw.upstream.outgoing import request_bytes
@@ -167,6 +167,7 @@ class Proxying:
             return
         connection.begin(self, ex.request.method == "HEAD", data, False)
         body.stream_to(self)
+        self._pool.follow(self)
         connection.transport.registerProducer(self._request.channel, True)
         self._request.channel.body_wanted()
 
@@ -279,6 +280,7 @@ class Proxying:
         self._paused = True
         if self._connection is not None:
             self._connection.pause(True)
+            self._pool.follow(self)
 
     def resumeProducing(self) -> None:
         self._paused = False
@@ -289,6 +291,21 @@ class Proxying:
 
     def stopProducing(self) -> None:
         """The client's transport ends; the channel tells the request, and that tells us."""
+
+    def client_holds(self) -> bool:
+        return self._paused or self._waits_for_body()
+
+    def client_bytes(self) -> int:
+        transport = self._request.channel.transport
+        untaken = transport.untaken_bytes() if self._request.started and transport is not None else 0
+        return int(self._request.body.received + self._exchange.response_bytes - untaken)
+
+    def give_way(self, how_slow: str) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.kill()
+        self._end()
+        self._request.fail(slow_client(how_slow, self._request.started))
 
     # -- ends
 
@@ -370,6 +387,8 @@ class Proxying:
             self._bucket.pop(self._over, None)
             self._bucket = None
         self._request.on_gone = None
+        if self._streaming or self._producing:
+            self._pool.unfollow(self)
         if self._producing:
             self._producing = False
             transport = self._request.channel.transport

@@ -56,6 +56,24 @@ async def test_a_slow_reader_gets_every_byte_in_order(net: Any) -> None:
 
 
 @run
+async def test_what_the_peer_has_not_taken_is_known_wherever_it_lies(net: Any) -> None:
+    """In our own buffer and in the kernel's, until the peer's kernel has it; nothing of a dead connection."""
+    transport, _, client = net.tcp(SMALL)
+    transport.write(b"a" * 300_000)
+    await net.until(lambda: transport.blocked_bytes() > 0)
+    assert transport.buffered_bytes() < transport.untaken_bytes() <= 300_000
+    taken = bytearray()
+
+    def take() -> bool:
+        taken.extend(drain(client))
+        return len(taken) == 300_000 and transport.untaken_bytes() == 0
+
+    await net.until(take)
+    transport.abortConnection()
+    assert transport.untaken_bytes() == 0
+
+
+@run
 async def test_small_pieces_that_wait_are_kept_as_few(net: Any) -> None:
     """A flood of tiny chunks to a slow reader becomes neither as many objects nor as many packets."""
     transport, _, client = net.tcp(SMALL)

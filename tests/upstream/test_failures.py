@@ -3,7 +3,7 @@
 import pytest
 
 from apigw.errors import GatewayError
-from apigw.upstream.failures import bad_gateway, unavailable, upstream_timeout
+from apigw.upstream.failures import bad_gateway, slow_client, unavailable, upstream_timeout
 
 
 @pytest.mark.parametrize(
@@ -21,3 +21,10 @@ def test_a_failure_names_the_backend_to_the_client_and_the_rest_to_the_log(
     assert (error.status, error.code, error.retry_after_s) == (status, code, retry_after_s)
     assert error.extra == {"backend": "users"} and error.detail == "10.0.0.7"
     assert "10.0.0.7" not in error.message and error.reason not in error.message
+
+
+@pytest.mark.parametrize(("begun", "code"), [(False, "request_timeout"), (True, "slow_client")])
+def test_a_slow_client_is_not_told_whose_place_it_held(begun: bool, code: str) -> None:
+    error = slow_client("3.5 s behind", begun)
+    assert (error.status, error.code, error.reason, error.detail) == (408, code, "slow_client", "3.5 s behind")
+    assert not error.extra and error.detail not in error.message

@@ -18,6 +18,7 @@ from apigw.upstream.connection import UpstreamConnection
 from apigw.upstream.detached import DETACHED_TIMEOUT_S
 from apigw.upstream.member import SPARE
 from apigw.upstream.pool import NO_INSTANCE, POOL_FULL, QUEUE_MAX, Pool
+from apigw.upstream.slow_clients import PATIENCE_S
 
 ONE, TWO, THREE = (Instance(f"10.0.0.{n}", 80) for n in (1, 2, 3))
 
@@ -511,6 +512,111 @@ def test_answers_that_nobody_waits_for_give_way_in_a_full_pool() -> None:
         attempt.succeed()
     assert early.connection is not None and late.connection is not None
     assert bench.pool.open == 2
+
+
+class Upload:
+    """A streamed request on the asker's connection, whose client sends nothing more."""
+
+    def __init__(self, bench: Bench, asker: Asker) -> None:
+        self.told = ""
+        self._bench = bench
+        self._asker = asker
+        bench.pool.follow(self)
+
+    def client_holds(self) -> bool:
+        return True
+
+    def client_bytes(self) -> int:
+        return 0
+
+    def give_way(self, how_slow: str) -> None:
+        self.told = how_slow
+        assert self._asker.connection is not None
+        self._asker.connection.kill()
+
+
+def uploads(bench: Bench, count: int) -> list[Upload]:
+    return [Upload(bench, asker) for asker, _ in [bench.connected() for _ in range(count)]]
+
+
+def test_for_each_request_that_waits_for_a_moment_one_slow_client_gives_way() -> None:
+    bench = Bench(max_connections=4)
+    slow = uploads(bench, 4)
+    bench.clock.advance(PATIENCE_S + 1)
+    first, second = bench.ask(), bench.ask()
+    assert not any(one.told for one in slow), "not at once: a place may come free"
+    bench.clock.pump([0.1] * 10)
+    assert sum(bool(one.told) for one in slow) == 2
+    for attempt in list(bench.connector.attempts):
+        attempt.succeed()
+    assert first.connection is not None and second.connection is not None
+    assert (bench.pool.open, bench.pool.waiting, bench.pool.slow_clients.ended) == (4, 0, 2)
+
+
+def test_a_burst_that_is_over_in_a_moment_ends_no_slow_client() -> None:
+    bench = Bench(max_connections=2)
+    (slow,) = uploads(bench, 1)
+    _, transport = bench.connected()
+    bench.clock.advance(60)
+    for _ in range(20):
+        late = bench.ask()
+        bench.clock.advance(0.05)
+        transport.arrive(answer_to(transport))
+        assert late.connection is not None
+    bench.clock.advance(1)
+    assert not slow.told
+
+
+def test_a_request_that_waits_while_all_are_at_their_pace_waits_on_until_one_is_not() -> None:
+    bench = Bench(max_connections=1)
+    (slow,) = uploads(bench, 1)
+    waiting = bench.ask()
+    bench.clock.advance(PATIENCE_S - 0.5)
+    assert not slow.told
+    bench.clock.pump([0.1] * 10)
+    assert slow.told
+    bench.turn()
+    bench.connector.attempts[-1].succeed()
+    assert waiting.connection is not None
+
+
+def test_requests_that_wait_for_less_than_a_moment_are_helped_too() -> None:
+    """A timeout of 50 ms, and none comes while another waits: the next one finds a place."""
+    bench = Bench(max_connections=1)
+    uploads(bench, 1)
+    bench.clock.advance(PATIENCE_S + 1)
+    hasty = bench.ask()
+    bench.clock.advance(0.05)
+    hasty.abandoned = True
+    bench.pool.abandon(hasty)
+    bench.clock.advance(0.2)
+    bench.ask()
+    assert bench.pool.waiting == 0 and len(bench.connector.attempts) == 1
+
+
+def test_who_gave_up_before_there_was_a_slow_client_ends_none_later() -> None:
+    bench = Bench(max_connections=2)
+    (_, one), (_, other) = bench.connected(), bench.connected()
+    hasty = bench.ask()
+    hasty.abandoned = True
+    bench.pool.abandon(hasty)
+    one.arrive(answer_to(one))
+    slow = Upload(bench, bench.ask())
+    bench.clock.advance(60)
+    late = bench.ask()
+    other.arrive(answer_to(other))
+    assert late.connection is not None
+    bench.clock.advance(1)
+    assert not slow.told
+
+
+def test_a_request_that_waits_already_when_the_first_slow_client_comes_is_seen() -> None:
+    bench = Bench(max_connections=1)
+    asker, _ = bench.connected()
+    bench.ask()
+    slow = Upload(bench, asker)
+    bench.clock.pump([0.1] * 40)
+    assert slow.told
 
 
 def test_connections_opened_together_do_not_end_together() -> None:

@@ -10,10 +10,12 @@ import pytest
 import pytest_twisted
 from attrs import evolve
 from twisted.internet import reactor as installed_reactor
+from twisted.internet.defer import ensureDeferred
 from twisted.internet.threads import deferToThread
 
+from apigw.upstream.slow_clients import PATIENCE_S
 from tests.edge.conversation import LIMITS, get, post
-from tests.servers import until
+from tests.servers import turns, until
 from tests.upstream.origin import OK, TIMEOUT_S, Answer, Caller, Client, Gateway, Origin, reply
 
 reactor: Any = installed_reactor
@@ -541,6 +543,103 @@ async def test_a_client_that_sends_slowly_is_not_the_backends_timeout(stage: Any
 
     answer = await deferToThread(talk)
     assert (answer.status, answer.body) == (200, b"90000")
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+@pytest_twisted.ensureDeferred
+async def test_an_upload_that_dawdles_is_cut_on_both_sides_for_one_that_waits(stage: Any, chunked: bool) -> None:
+    """The client has its 408, the backend half a request that never looks whole, the other its answer."""
+    cut: list[BaseException] = []
+
+    def script(caller: Caller) -> None:
+        head = caller.head()
+        try:
+            caller.say(reply(b"%d" % len(caller.body(head))))
+        except (EOFError, OSError) as error:
+            cut.append(error)
+
+    gateway, origin = stage(script, timeout_s=8.0, max_connections=1)
+
+    def dawdle() -> Answer:
+        client = gateway.client()
+        framing = "Transfer-Encoding: chunked" if chunked else "Content-Length: 90000"
+        client.say(post("/slow", framing) + (b"11170\r\n" if chunked else b"") + b"a" * 70_000)
+        return client.to_the_end()
+
+    slow = deferToThread(dawdle)
+    await until(lambda: gateway.pool.busy == 1, reactor)
+    other = await gateway.ask(get("/other", CLOSE))
+    answer = await slow
+    assert (other.status, answer.status) == (200, 408)
+    assert b'"request_timeout"' in answer.body and b"Connection: close" in answer.head
+    await until(lambda: bool(cut), reactor)
+    ended, _ = gateway.records
+    assert (ended.error_type, ended.status) == ("request_timeout", 408)
+    assert str(ended.error_message).startswith("slow_client: ")
+    assert gateway.pool.slow_clients.ended == 1 and not gateway.pool.slow_clients
+    gateway.pool.close()
+    gateway.books_balance()
+
+
+@pytest_twisted.ensureDeferred
+async def test_an_upload_whose_backend_dawdles_is_not_cut_however_many_wait(stage: Any) -> None:
+    """The client has sent what there was room for, and has no next move; its backend has the route's timeout."""
+    size, go_on = 30_000_000, threading.Event()
+
+    def script(caller: Caller) -> None:
+        if caller.number == 0:
+            head = caller.head()
+            go_on.wait(TIMEOUT_S)
+            caller.say(reply(b"%d" % len(caller.body(head))))
+        else:
+            caller.head()
+            caller.say(reply())
+
+    limits = evolve(LIMITS, max_body_bytes=size)
+    gateway, _ = stage(script, timeout_s=9.0, max_connections=1, limits=limits)
+
+    def upload() -> Answer:
+        client = gateway.client()
+        client.say(post("/big", CLOSE, body=b"a" * size))
+        return client.to_the_end()
+
+    big = deferToThread(upload)
+    await until(lambda: gateway.pool.busy == 1, reactor)
+    waiting = [gateway.ask(get("/other", CLOSE)) for _ in range(3)]
+    others = [ensureDeferred(one) for one in waiting]
+    await turns(reactor, PATIENCE_S + 1.5)
+    assert gateway.pool.waiting == 3 and gateway.pool.slow_clients.ended == 0
+    go_on.set()
+    answer = await big
+    assert (answer.status, answer.body) == (200, b"%d" % size)
+    assert [(await other).status for other in others] == [200] * 3
+    assert gateway.pool.slow_clients.ended == 0
+    gateway.pool.close()
+
+
+@pytest_twisted.ensureDeferred
+async def test_an_answer_that_the_backend_dawdles_with_is_not_cut_however_many_wait(stage: Any) -> None:
+    """Nor a request whose answer has not begun: those have the route's timeout."""
+    go_on = threading.Event()
+
+    def script(caller: Caller) -> None:
+        body = caller.body(caller.head())
+        if caller.number == 0:
+            caller.say(OK + b"Content-Length: 9\r\n\r\nhalf")
+            go_on.wait(TIMEOUT_S)
+            caller.say(b" more")
+        else:
+            caller.say(reply(b"%d" % len(body)))
+
+    gateway, _ = stage(script, timeout_s=9.0, max_connections=1)
+    half = ensureDeferred(gateway.ask(post("/half", CLOSE, body=b"a" * 90_000)))
+    await until(lambda: gateway.pool.busy == 1, reactor)
+    other = ensureDeferred(gateway.ask(get("/other", CLOSE)))
+    await turns(reactor, PATIENCE_S + 1.5)
+    assert gateway.pool.waiting == 1 and gateway.pool.slow_clients.ended == 0
+    go_on.set()
+    assert ((await half).body, (await other).status) == (b"half more", 200)
+    gateway.pool.close()
 
 
 @pytest_twisted.ensureDeferred
