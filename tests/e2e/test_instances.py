@@ -233,18 +233,26 @@ def test_an_instance_that_checks_slowly_gets_less_and_status_says_so(launch: Lau
         gateway.until(lambda: not instances(gateway)[three[2].port]["slow"], 8)
 
 
-@pytest.mark.parametrize("timeout_ms", [50])
-def test_a_timeout_of_fifty_milliseconds_is_kept(launch: Launch, origin: Origin, timeout_ms: int) -> None:
-    """504 within 50 to 100 ms, by the median: the machine is shared."""
+@pytest.mark.parametrize("timeout_ms", [1, 5, 10, 50])
+def test_a_timeout_of_milliseconds_is_kept_within_ten(launch: Launch, origin: Origin, timeout_ms: int) -> None:
+    """Never early, and by the median within what docs/backends.rst says."""
 
     def change(gateway: Gateway) -> None:
         gateway.settings["routes"].append(route("quick", "/quick/*", timeout_ms=timeout_ms))
 
     gateway = launch(change)
-    took_s = []
+    late_ms: list[float] = []
     with gateway.client() as client:
-        for _ in range(11):
-            began_s = time.perf_counter()
-            assert client.request("GET", "/quick/x?delay_ms=400").status == 504
-            took_s.append(time.perf_counter() - began_s)
-    assert min(took_s) >= timeout_ms / 1000 - 0.001 and median(took_s) <= timeout_ms / 1000 + 0.05, took_s
+
+        def kept() -> bool:
+            for _ in range(12):
+                began_s = time.perf_counter()
+                assert client.request("GET", "/quick/x?delay_ms=400").status == 504
+                late_ms.append((time.perf_counter() - began_s) * 1000 - timeout_ms)
+            assert min(late_ms) >= 0.0, late_ms
+            return median(late_ms) <= 10.0
+
+        assert any(kept() for _ in range(5)), late_ms  # others may have the machine for a while
+        print(f"{timeout_ms} ms: late by {min(late_ms):.1f} to {max(late_ms):.1f}, median {median(late_ms):.1f} ms")
+        if timeout_ms >= 10:
+            gateway.until(lambda: client.request("GET", "/quick/x").status == 200)  # who is in time is not cut
