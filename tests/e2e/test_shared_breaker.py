@@ -9,8 +9,10 @@ import pytest
 
 from tests.e2e.conftest import Launch
 from tests.e2e.gateway import Gateway, backend, quiet_port, route
+from tests.e2e.limited import Limited
 from tests.e2e.load import Load
 from tests.e2e.origin import Origin, Seen
+from tests.e2e.queued import Queued
 from tests.servers import RedisServer, redis_server
 
 QUICK = {"window_seconds": 4, "min_requests": 10, "open_seconds": 3, "recovery_seconds": 4}
@@ -113,3 +115,36 @@ def test_one_cap_holds_for_both(launch: Launch, redis: RedisServer, sick: Origin
     assert all(refused), "the clients ask for more than the cap"
     assert 88 <= rate <= 106
     assert sum(here) == pytest.approx(100, rel=0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(150)
+def test_a_retry_storm_on_two_gateways_is_survived_by_one_recovery_of_both(launch: Launch, redis: RedisServer) -> None:
+    """As test_breaker.py has it of one: the queues of both come back to a backend that can carry 1.5 times what both
+    bring it normally. The circuit opens once in the fleet, both ramp at the same time, and it does not open again."""
+    normal_rps = 20.0  # of each
+    weak = Limited(quiet_port(), 1.5 * 2 * normal_rps)
+
+    def change(gateway: Gateway) -> None:
+        settings = {"window_seconds": 3, "min_requests": 10, "open_seconds": 1, "recovery_seconds": 6}
+        gateway.settings["redis"] = {"url": redis.url, "timeout_ms": 1000}
+        gateway.settings["backends"].append(backend("sick", weak.port, circuit_breaker=settings))
+        gateway.settings["routes"].append(route("weak", "/weak/*", "sick", circuit_breaker=True, timeout_ms=700))
+
+    try:
+        one, other = launch(change), launch(change)
+        one.until(weak.ready)
+        with Queued(one.http, "/weak/x", normal_rps) as here, Queued(other.http, "/weak/x", normal_rps) as there:
+            one.until(lambda: min(here.statuses[200], there.statuses[200]) >= 5 * normal_rps, 20)
+            weak.tell("/fail")
+            one.until(lambda: min(here.waiting, there.waiting) >= 7 * normal_rps, 30)
+            assert state(one) in (1, 2) and state(other) in (1, 2)
+            weak.tell("/recover")
+            one.until(lambda: 3 in (state(one), state(other)), 10)
+            one.until(lambda: state(one) == state(other) == 3, 2.5)
+            one.until(lambda: state(one) == state(other) == 0, 90)
+            one.until(lambda: max(here.waiting, there.waiting) < normal_rps, 10)
+        for gateway in (one, other):
+            assert gateway.metric("circuit_openings_total", backend="sick") == 1, gateway.output.read_text()
+    finally:
+        weak.remove()
