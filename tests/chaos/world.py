@@ -229,7 +229,7 @@ class World:
     @contextmanager
     def _load(self, victim: str, seconds: float, victim_rate: float) -> Iterator[Load]:
         """All the clients, ended at the latest when the block ends."""
-        plan: dict[str, Any] = {"connections": 10, "seconds": seconds}
+        plan: dict[str, Any] = {"connections": 10, "seconds": seconds, "exact": True}
         others, twins = (
             {
                 name: surge.clients(port=gateway.http, target=f"/{name}/x", rate=self.plan.other_rate, **plan)

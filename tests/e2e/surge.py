@@ -6,8 +6,8 @@
                                 the target or the head is the number of the request in 20 digits. `niceness`: how
                                 much they stand back for whom they ask
 
-A wait is counted from the moment at which the request was due, also when no connection was free then. Sleeps are to
-the microsecond, so that how late a generator wakes is no part of it that counts.
+A wait is counted from the moment at which the request was due, also when no connection was free then. epoll sleeps in
+whole milliseconds, and up to one of them is in a wait; `exact` sleeps are to the microsecond.
 """
 
 import json
@@ -29,11 +29,19 @@ class Clients:
     """What `surge.py clients` is."""
 
     def __init__(
-        self, port: int, target: str, rate: float, connections: int, seconds: float, head: str = "", niceness: int = 0
+        self,
+        port: int,
+        target: str,
+        rate: float,
+        connections: int,
+        seconds: float,
+        head: str = "",
+        niceness: int = 0,
+        exact: bool = False,
     ) -> None:
         os.nice(niceness)
         self._request = f"GET {target} HTTP/1.1\r\nHost: gw.test\r\n{head}\r\n".encode()
-        self._rate, self._seconds = rate, seconds
+        self._rate, self._seconds, self._exact = rate, seconds, exact
         self._asked = 0
         self._epoll = select.epoll()
         self._sockets: dict[int, socket.socket] = {}
@@ -62,8 +70,9 @@ class Clients:
             if now_s > end_s and (not self._due_s or now_s > end_s + 5.0):
                 break
             waits_s = 0.05 if not self._free or due_s > end_s else max(0.0, due_s - now_s)
-            select.select([self._epoll], [], [], waits_s)  # to the microsecond; epoll's own timeout is in whole ms
-            for fd, _ in self._epoll.poll(0):
+            if self._exact:
+                select.select([self._epoll], [], [], waits_s)
+            for fd, _ in self._epoll.poll(0 if self._exact else waits_s):
                 self._read(fd, began_s)
         unsent = int(max(0.0, end_s - due_s) * self._rate) + len(self._due_s)
         return {"began_s": began_s, "answers": self._answers, "unsent": unsent}
