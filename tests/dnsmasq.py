@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from tests.processes import ServerProcess
-from tests.servers import free_port
+from tests.servers import server_port
 
 
 class NameServer(ServerProcess):
@@ -15,7 +15,7 @@ class NameServer(ServerProcess):
 
     def __init__(self) -> None:
         super().__init__("dnsmasq")
-        self.port = free_port()
+        self.port = server_port()
         self.records: list[str] = []
 
     @property

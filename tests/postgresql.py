@@ -16,7 +16,7 @@ from typing import Any
 
 import psycopg
 
-from tests.servers import free_port
+from tests.servers import server_port
 
 USER = "postgres"
 
@@ -33,7 +33,7 @@ class PostgreSQL:
     """One cluster in a temporary folder. It refuses to run as root, so then it runs as the user postgres."""
 
     def __init__(self) -> None:
-        self.port = free_port()
+        self.port = server_port()
         self._bin = _programs()
         self._as: dict[str, Any] = {"user": USER, "group": USER, "extra_groups": []} if os.geteuid() == 0 else {}
         self._folder = Path(tempfile.mkdtemp(prefix="apigw-postgresql-"))

@@ -3,6 +3,7 @@
 from tests.servers import DelayProxy, RedisServer, free_port
 """
 
+import os
 import random
 import socket
 import ssl
@@ -28,7 +29,15 @@ def free_port() -> int:
         return int(sock.getsockname()[1])
 
 
-_server_ports = iter(random.sample(range(2_000, 12_000), 2_000))
+def ports_between(first: int, last: int) -> Iterator[int]:
+    """In a random order, and none that another process of this run (tests/conftest.py) gets too."""
+    number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    step = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    ports = range(first + number, last, step)
+    return iter(random.sample(ports, len(ports)))
+
+
+_server_ports = ports_between(2_000, 12_000)
 
 
 def server_port() -> int:

@@ -14,6 +14,8 @@ from twisted.internet.defer import CancelledError, maybeDeferred
 from apigw.adapters.api_key_check import ChecksBusy, SecretChecks
 from tests.servers import turns
 
+pytestmark = pytest.mark.alone
+
 reactor: Any = installed_reactor
 SECRET = b"s" * 43
 QUICK = bcrypt.hashpw(SECRET, bcrypt.gensalt(4))

@@ -30,6 +30,8 @@ from tests.certificates import self_signed
 from tests.redis_sentinel import SentinelSet, sentinel_set
 from tests.servers import RedisServer, free_port, redis_server, turns, until
 
+pytestmark = pytest.mark.alone
+
 loop: Any = reactor
 NOW_S = 1_707_264_012.5
 BACK_S = 2.0  # the contract: enforcement is back so soon

@@ -27,6 +27,8 @@ from apigw.net import threads
 from tests.adapters.api_key_world import Store
 from tests.servers import turns, until
 
+pytestmark = pytest.mark.alone
+
 loop: Any = reactor
 NOW_S = 1_800_000_000.0
 LATER_S = NOW_S + 3600.0

@@ -13,6 +13,8 @@ from tests.chaos.judge import judge
 from tests.chaos.matrix import measure
 from tests.chaos.world import Plan, World, limits
 
+pytestmark = pytest.mark.alone
+
 SHORT = Plan(rounds=1, warm_s=0.8, quiet_s=1.6, fault_s=4.0, other_rate=120.0)
 LENIENT = {"rise": 0.5, "floor_s": 0.025, "grace_s": 0.25}  # CI's machine is anybody's
 

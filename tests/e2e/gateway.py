@@ -4,7 +4,6 @@ import copy
 import datetime
 import json
 import os
-import random
 import re
 import signal
 import socket
@@ -24,6 +23,7 @@ from cryptography.x509.oid import NameOID
 
 from tests.e2e.client import Client, Response
 from tests.e2e.identity import AUDIENCE, ISSUER, key_set
+from tests.servers import ports_between
 
 CHECKOUT = Path(__file__).parents[2]
 TWISTD = Path(sys.executable).with_name("twistd")  # of the environment that runs the tests
@@ -85,7 +85,7 @@ def backend(name: str, *ports: int, **more: Any) -> Settings:
     }
 
 
-_ports = iter(random.sample(range(12_000, 30_000), 2_000))
+_ports = ports_between(12_000, 30_000)
 
 
 def quiet_port() -> int:

@@ -17,6 +17,8 @@ from tests.e2e.load import Load
 from tests.e2e.origin import Origin, Seen
 from tests.e2e.queued import Queued
 
+pytestmark = pytest.mark.alone
+
 QUICK = {"window_seconds": 4, "min_requests": 10, "open_seconds": 1, "recovery_seconds": 3}
 
 

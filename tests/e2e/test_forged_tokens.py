@@ -19,6 +19,8 @@ from tests.e2e.gateway import Gateway, protected
 from tests.e2e.origin import Origin, Seen
 from tests.servers import RedisServer, redis_server
 
+pytestmark = pytest.mark.alone
+
 ROUNDS = 5
 MAX_HEADER_BYTES = 65_536
 _BOUNDARIES = ("now-29", "now-30", "now+29", "now+31")  # good or bad by one second

@@ -22,6 +22,8 @@ from tests.e2e.gateway import Gateway, backend, protected
 from tests.e2e.identity import bearer
 from tests.servers import RedisServer, redis_server
 
+pytestmark = pytest.mark.alone
+
 TWO_TIERS_US = 30.0  # issue: at most, beside none
 NOISE_US = 2.0  # what two kinds of request that are the same differ by
 ROUNDS, ATTEMPTS = 36, 3  # more rounds where those so far are not enough; none is forgotten

@@ -14,6 +14,8 @@ from tests.e2e.gateway import Gateway, Settings, backend, quiet_port, route
 from tests.e2e.load import Load, median, percentile
 from tests.e2e.origin import Origin, Seen, read_body
 
+pytestmark = pytest.mark.alone
+
 TIMEOUT_S = 0.4
 
 

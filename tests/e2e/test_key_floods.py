@@ -20,6 +20,8 @@ from tests.e2e.gateway import Gateway, backend, protected
 from tests.postgresql import postgresql_server
 from tests.servers import redis_server
 
+pytestmark = pytest.mark.alone
+
 RATE = 1000  # a second
 CONNECTIONS = 1600  # a refusal takes a second, so as many wait at a time
 SECONDS = 2.0  # of a measurement

@@ -21,6 +21,8 @@ from apigw.constants import BCRYPT_COST
 from tests.e2e.conftest import Launch
 from tests.e2e.gateway import Gateway, protected
 
+pytestmark = pytest.mark.alone
+
 EACH = 30  # samples of a kind
 GAP_S = 0.15  # between requests: a wrong secret comes each 0.6 s, so that its check is done before the next
 NOTICED = 0.25  # of the chance, 0.5, that one kind's time is above another's: four times its deviation for EACH samples

@@ -13,6 +13,8 @@ from tests.e2e.gateway import Gateway, protected
 from tests.e2e.identity import bearer
 from tests.e2e.load import Load
 
+pytestmark = pytest.mark.alone
+
 MIB = 1 << 20
 CONNECTIONS = 2000
 

@@ -12,6 +12,8 @@ from tests.e2e.conftest import Launch
 from tests.e2e.gateway import Gateway, backend, protected, route
 from tests.e2e.identity import bearer
 
+pytestmark = pytest.mark.alone
+
 SECONDS = 6.0
 OVERLOAD = 3.0
 OF_A_CORE = 0.75  # with less, the worker was starved by others and not overloaded: measure again

@@ -17,6 +17,8 @@ from tests.e2e.identity import bearer
 from tests.redis_cluster import ClusterSet, cluster_set
 from tests.servers import RedisServer, redis_server
 
+pytestmark = pytest.mark.alone
+
 WINDOW_S, LIMIT, EXCESS, LASTS_S, GATEWAYS = 1, 100, 2.0, 4.2, 4
 RATE = EXCESS * LIMIT / WINDOW_S / GATEWAYS  # requests a second of each client
 SHAPES: dict[str, Callable[[Random], float]] = {  # gaps in seconds

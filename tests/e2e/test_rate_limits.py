@@ -178,6 +178,7 @@ def _times(gateway: Gateway, count: int) -> list[float]:
     return took
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("die", [_dead_by_kill, _dead_by_freeze, _dead_by_read_only, _dead_by_memory])
 def test_a_dead_redis_leaves_it_to_the_fail_mode_and_costs_nothing(
     launch: Launch, redis: RedisServer, die: Callable[[RedisServer], Callable[[], None]]
@@ -222,6 +223,7 @@ def test_a_redis_restarted_empty_goes_on_without_a_word(launch: Launch, redis: R
     assert _statuses(gateway, "/user/x", 6, bearer("gus")) == [200] * 5 + [429]
 
 
+@pytest.mark.alone
 @pytest_twisted.ensureDeferred
 async def test_a_slow_redis_is_a_dead_one(launch: Launch, redis: RedisServer) -> None:
     """Answers 60 ms late against a timeout of 20 ms: requests do not wait for them, and it is asked again by itself."""

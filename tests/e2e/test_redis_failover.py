@@ -21,6 +21,8 @@ from tests.redis_cluster import ClusterSet, cluster_set
 from tests.redis_sentinel import SentinelSet, sentinel_set, wait_for
 from tests.servers import RedisServer
 
+pytestmark = pytest.mark.alone
+
 BACK_S = 2.0  # the contract: enforcement is back so soon
 _numbers = itertools.count()
 

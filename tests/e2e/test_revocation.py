@@ -18,6 +18,8 @@ from tests.e2e.load import Load, percentile
 from tests.e2e.test_apigwctl import ctl
 from tests.servers import RedisServer, redis_server
 
+pytestmark = pytest.mark.alone
+
 EFFECTIVE_S = 5.0  # contract section 7
 
 

@@ -15,6 +15,8 @@ from tests.e2e.origin import Origin, Seen
 from tests.e2e.queued import Queued
 from tests.servers import RedisServer, redis_server
 
+pytestmark = pytest.mark.alone
+
 QUICK = {"window_seconds": 4, "min_requests": 10, "open_seconds": 3, "recovery_seconds": 4}
 
 

@@ -14,6 +14,8 @@ from tests.e2e.gateway import Gateway
 from tests.e2e.identity import KeyServer, bearer, key_set
 from tests.e2e.load import Load, percentile
 
+pytestmark = pytest.mark.alone
+
 ATTEMPTS = 3  # other processes may have the machine: measure again
 
 

@@ -5,11 +5,15 @@ import threading
 import time
 import uuid
 
+import pytest
+
 from tests.e2e.client import Response
 from tests.e2e.conftest import Launch
 from tests.e2e.gateway import Gateway, backend, quiet_port, route
 from tests.e2e.load import Load, median
 from tests.e2e.origin import Origin, Seen, read_body
+
+pytestmark = pytest.mark.alone
 
 
 def _ask_all(gateway: Gateway, targets: list[str]) -> list[Response]:
