@@ -93,7 +93,7 @@ def test_the_scheme_is_read_in_any_case_and_with_any_number_of_spaces(scheme: by
         b"Basic YWxpY2U6c2VjcmV0",
         GOOD,
     ],
-    ids=repr,
+    ids=lambda header: repr(header.replace(GOOD, b"TOKEN")),
 )
 def test_any_other_authorization_header_is_refused(header: bytes) -> None:
     """In a grace period too: these are credentials, and wrong ones."""
@@ -102,7 +102,9 @@ def test_any_other_authorization_header_is_refused(header: bytes) -> None:
         assert (error.status, error.code, error.reason) == (401, "invalid_token", "bad_authorization")
 
 
-@pytest.mark.parametrize("token", [b'"' + GOOD + b'"', b"\xff\xfe", b"x" * 9000, GOOD + b"="])
+@pytest.mark.parametrize(
+    "token", [b'"' + GOOD + b'"', b"\xff\xfe", b"x" * 9000, GOOD + b"="], ids=["quoted", "no ASCII", "long", "padded"]
+)
 def test_a_malformed_token_is_refused(token: bytes) -> None:
     assert isinstance(refusal(Keys(RING), exchange(b"Bearer " + token)), InvalidToken)
 
