@@ -16,7 +16,7 @@ run: .venv/installed .venv/bin/apigwctl  ## the gateway with sample backends and
 	$(BIN)/python etc/demo/run.py $(FLAGS)
 
 test: check system-packages  ## the checks and all tests; FLAGS="-k name -x" goes to pytest
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(FLAGS)
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile $(FLAGS)
 
 chaos: .venv/installed-test  ## the fault matrix, docs/chaos.md; FLAGS="--fault refused --scope one" goes to it
 	$(BIN)/python -m tests.chaos.matrix $(FLAGS)

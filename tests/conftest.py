@@ -1,7 +1,7 @@
 """The tests run on the reactor of the daemon; it must be there before pytest-twisted picks another.
 
-Two processes run them side by side (pytest-xdist), a file in one of them. Who measures time or CPU, marked `alone`,
-waits until nothing else runs, and nothing else begins meanwhile; waiting is no part of a test's own time.
+Three processes run them side by side (pytest-xdist), a file in one of them: most tests wait. Who measures time or CPU,
+marked `alone`, waits until nothing else runs, and nothing else begins meanwhile; waiting is no part of its own time.
 """
 
 import fcntl

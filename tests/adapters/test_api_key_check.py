@@ -14,8 +14,6 @@ from twisted.internet.defer import CancelledError, maybeDeferred
 from apigw.adapters.api_key_check import ChecksBusy, SecretChecks
 from tests.servers import turns
 
-pytestmark = pytest.mark.alone
-
 reactor: Any = installed_reactor
 SECRET = b"s" * 43
 QUICK = bcrypt.hashpw(SECRET, bcrypt.gensalt(4))
@@ -95,6 +93,7 @@ async def test_a_check_that_nobody_waits_for_is_not_made(checks: SecretChecks) -
     assert checks.queued == checks.busy == 0
 
 
+@pytest.mark.alone
 @pytest_twisted.ensureDeferred
 async def test_the_loop_turns_while_a_check_runs(checks: SecretChecks) -> None:
     """bcrypt lets go of the interpreter: the loop's longest turn is far below one check."""

@@ -30,8 +30,6 @@ from tests.certificates import self_signed
 from tests.redis_sentinel import SentinelSet, sentinel_set
 from tests.servers import RedisServer, free_port, redis_server, turns, until
 
-pytestmark = pytest.mark.alone
-
 loop: Any = reactor
 NOW_S = 1_707_264_012.5
 BACK_S = 2.0  # the contract: enforcement is back so soon
@@ -152,6 +150,7 @@ def test_an_answer_that_is_none(replies: list[Any]) -> None:
 # -- real ones
 
 
+@pytest.mark.alone
 @pytest_twisted.ensureDeferred
 async def test_the_master_is_killed() -> None:
     """Down at once and at no cost; counted on the new master within 2 s of its promotion; what is shared follows."""
@@ -172,6 +171,7 @@ async def test_the_master_is_killed() -> None:
         assert await run.store.command("k", "SET", "k", "v") == b"OK" and new.command("GET", "k") == b"v"
 
 
+@pytest.mark.alone
 @pytest_twisted.ensureDeferred
 async def test_the_master_is_frozen_and_comes_back_as_if_nothing_had_been() -> None:
     """It still thinks that it is the master, and for seconds nobody tells it otherwise; nothing is counted on it."""
@@ -199,6 +199,7 @@ async def _promoted_beside_frozen(servers: SentinelSet) -> RedisServer:
     return new
 
 
+@pytest.mark.alone
 @pytest_twisted.ensureDeferred
 async def test_the_master_moves_while_it_is_alive() -> None:
     """The sentinels' message is heard: no check has to meet READONLY first."""

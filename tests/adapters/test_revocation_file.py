@@ -27,8 +27,6 @@ from apigw.net import threads
 from tests.adapters.api_key_world import Store
 from tests.servers import turns, until
 
-pytestmark = pytest.mark.alone
-
 loop: Any = reactor
 NOW_S = 1_800_000_000.0
 LATER_S = NOW_S + 3600.0
@@ -168,6 +166,7 @@ async def test_a_file_that_is_no_list_is_not_read(folder: Path) -> None:
     await run.stop()
 
 
+@pytest.mark.alone
 @pytest_twisted.ensureDeferred
 async def test_writing_a_long_list_does_not_hold_the_loop(folder: Path) -> None:
     run = Run(folder).start()

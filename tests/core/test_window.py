@@ -340,7 +340,7 @@ def by_four_gateways(limit: int, times: list[float], random: Random) -> Referenc
 SHAPES = ("steady", "random", "bursts")
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.sampled_from(SHAPES), st.integers(5, 300), st.floats(0.5, 10.0), seeds)
 def test_four_gateways_stay_within_five_percent_of_an_exact_log(
     shape: str, limit: int, excess: float, seed: int

@@ -17,8 +17,6 @@ from tests.e2e.load import Load
 from tests.e2e.origin import Origin, Seen
 from tests.e2e.queued import Queued
 
-pytestmark = pytest.mark.alone
-
 QUICK = {"window_seconds": 4, "min_requests": 10, "open_seconds": 1, "recovery_seconds": 3}
 
 
@@ -316,6 +314,7 @@ def test_max_rps_is_held_and_no_other_backend_is_limited(launch: Launch, origin:
     assert gateway.status()["backends"]["capped"]["refused_at_max_rps"] == statuses.count(503)
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 @pytest.mark.timeout(150)
 def test_a_retry_storm_is_survived_by_one_recovery(launch: Launch) -> None:

@@ -18,8 +18,6 @@ from tests.e2e.load import Load, percentile
 from tests.e2e.test_apigwctl import ctl
 from tests.servers import RedisServer, redis_server
 
-pytestmark = pytest.mark.alone
-
 EFFECTIVE_S = 5.0  # contract section 7
 
 
@@ -238,6 +236,7 @@ def told(names: list[str], until_s: float) -> bytes:
     return pack("EVAL", script, 1, REVOCATIONS_CHANNEL, *said)
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("how", [written, told])
 def test_while_ten_thousand_revocations_arrive_at_once_requests_go_on(
     launch: Launch, redis: RedisServer, how: Callable[[list[str], float], bytes]

@@ -15,8 +15,6 @@ from tests.e2e.origin import Origin, Seen
 from tests.e2e.queued import Queued
 from tests.servers import RedisServer, redis_server
 
-pytestmark = pytest.mark.alone
-
 QUICK = {"window_seconds": 4, "min_requests": 10, "open_seconds": 3, "recovery_seconds": 4}
 
 
@@ -98,6 +96,7 @@ def test_without_redis_each_decides_for_itself(launch: Launch, redis: RedisServe
     assert 503 in ask(other, 11)
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 def test_one_cap_holds_for_both(launch: Launch, redis: RedisServer, sick: Origin) -> None:
     one, other = pair(launch, redis, sick, max_rps=100)
@@ -119,6 +118,7 @@ def test_one_cap_holds_for_both(launch: Launch, redis: RedisServer, sick: Origin
     assert sum(here) == pytest.approx(100, rel=0.1)
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 @pytest.mark.timeout(150)
 def test_a_retry_storm_on_two_gateways_is_survived_by_one_recovery_of_both(launch: Launch, redis: RedisServer) -> None:

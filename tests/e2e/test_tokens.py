@@ -14,8 +14,6 @@ from tests.e2e.gateway import Gateway
 from tests.e2e.identity import KeyServer, bearer, key_set
 from tests.e2e.load import Load, percentile
 
-pytestmark = pytest.mark.alone
-
 ATTEMPTS = 3  # other processes may have the machine: measure again
 
 
@@ -92,6 +90,7 @@ def test_a_key_rotation_under_load_refuses_no_good_token(launch: Launch, service
     assert service.fetches == 2
 
 
+@pytest.mark.alone
 def test_a_flood_of_unknown_kids_harms_nobody(launch: Launch, service: KeyServer) -> None:
     """At most one fetch by them in 30 s, and good tokens are as quick as before."""
     gateway = _with_keys(launch, service)
