@@ -46,7 +46,7 @@ def cells(faults: list[str], scopes: list[str]) -> Iterator[Cell]:
 def measure(world: World, cell: Cell, runs: int = RUNS, **more: float) -> Verdict:
     """Until it is final; at most so many runs. What is open then is not green."""
     fault, scope = cell
-    allowed = limits(scope != ONE, **more)
+    allowed = limits(scope != ONE, world.plan.breaker, **more)
     records = []
     while True:
         records.append(world.run(fault, scope != ONE))

@@ -1,4 +1,4 @@
-"""The fault matrix in its short form: a few cells, each once, wide bounds for time and none for anything else."""
+"""The fault matrix in its short form: each fault in one cell, once; wide bounds for time and none for anything else."""
 
 import os
 import signal
@@ -11,7 +11,7 @@ import pytest
 from tests.chaos.faults import ALL, FAULTS, GATEWAY, GATEWAY_FAULT, ONE, Fault
 from tests.chaos.judge import judge
 from tests.chaos.matrix import measure
-from tests.chaos.world import Plan, World, limits
+from tests.chaos.world import BREAKER, Plan, World, limits
 
 pytestmark = pytest.mark.alone
 
@@ -29,6 +29,14 @@ CELLS = [
     (fault("blackholed"), ALL),
     (GATEWAY_FAULT, GATEWAY),
 ]
+
+
+# Seven cells of a dozen seconds: more requests in shorter spans, and a breaker that is over in three seconds.
+QUICK = Plan(
+    rounds=1, warm_s=0.3, quiet_s=0.6, fault_s=3.2, other_rate=300.0, control_rate=500.0,
+    breaker={**BREAKER, "open_seconds": 1, "recovery_seconds": 2},
+)  # fmt: skip
+REST = [each for each in FAULTS if each not in [cell[0] for cell in CELLS]]
 
 
 class Coupled(World):
@@ -50,6 +58,16 @@ def test_one_failing_backend_changes_nothing_for_the_others_and_leaves_nothing_b
         for cell in CELLS:
             verdict = measure(world, cell, runs=3, **LENIENT)
             assert verdict.green, (cell[0].name, cell[1], verdict)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_each_other_fault_of_all_instances_gets_the_contracts_answers_and_is_recovered_from(tmp_path: Path) -> None:
+    """And the others notice nothing, and nothing stays behind: what the matrix asks, of the faults not tested above."""
+    with World(tmp_path, QUICK) as world:
+        for each in REST:
+            verdict = measure(world, (each, ALL), runs=3, **LENIENT)
+            assert verdict.green, (each.name, verdict)
 
 
 @pytest.mark.slow

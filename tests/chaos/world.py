@@ -20,7 +20,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -64,13 +64,14 @@ class Plan:
     victim_rate: float = 40.0
     other_rate: float = 600.0  # each, by each gateway: a p99 is of the hundredth part of it
     control_rate: float = 200.0
+    breaker: Mapping[str, int] = BREAKER  # of "all instances"
 
 
-def limits(all_instances: bool, **more: float) -> Limits:
+def limits(all_instances: bool, breaker: Mapping[str, int] = BREAKER, **more: float) -> Limits:
     """In a scaled world. One instance: health checks decide; all: the breaker's schedule, in the worst case."""
     recover_s = HEALTHY_AFTER * HEALTH_INTERVAL_S + _RECOVER_MARGIN_S
     if all_instances:  # a last probe was sent just before the healing, and failed by its timeout
-        recover_s += TIMEOUT_S + BREAKER["open_seconds"] + BREAKER["recovery_seconds"]
+        recover_s += TIMEOUT_S + breaker["open_seconds"] + breaker["recovery_seconds"]
     detect_s = (UNHEALTHY_AFTER + 1) * HEALTH_INTERVAL_S + _DETECT_MARGIN_S
     return Limits(timeout_s=TIMEOUT_S, detect_s=detect_s, recover_s=recover_s, **more)
 
@@ -170,7 +171,7 @@ class World:
             gateway.settings["routes"] = [route(name, f"/{name}/*", name, circuit_breaker=True) for name in OTHERS]
         self.gateway.settings["backends"] += [
             backend("one", *ports, **victim),
-            backend("all", *ports, **victim, circuit_breaker=BREAKER),
+            backend("all", *ports, **victim, circuit_breaker=dict(self.plan.breaker)),
         ]
         self.gateway.settings["routes"] += [
             route(name, f"/{name}/*", name, timeout_ms=round(TIMEOUT_S * 1000), circuit_breaker=True)
@@ -191,7 +192,7 @@ class World:
     def run(self, fault: Fault, all_instances: bool) -> Record:
         """Quiet and faulty spans in turns under load, then what the gateway is left with."""
         plan, victim = self.plan, "all" if all_instances else "one"
-        recover_s = limits(all_instances).recover_s + _SLACK_S
+        recover_s = limits(all_instances, plan.breaker).recover_s + _SLACK_S
         seconds = plan.warm_s + plan.rounds * (plan.quiet_s + plan.fault_s + recover_s) + plan.quiet_s
         before = self.settled()
         with self._load(victim, seconds, plan.victim_rate) as (others, twins, control, watching):
