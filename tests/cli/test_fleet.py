@@ -12,7 +12,6 @@ from apigw.cli.fleet import asked, compared
 from tests.cli.tool import run
 from tests.e2e.gateway import Gateway, backend, quiet_port
 from tests.e2e.origin import Origin, Seen
-from tests.servers import free_port
 
 
 async def _sick(seen: Seen, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -76,7 +75,7 @@ def test_json_has_the_same_for_programs(fleet: list[Gateway]) -> None:
 
 
 def test_who_does_not_answer_is_named_and_the_others_are_shown_all_the_same(fleet: list[Gateway]) -> None:
-    silent = f"127.0.0.1:{free_port()}"
+    silent = f"127.0.0.1:{quiet_port()}"
     ran = run("backends", *at(fleet), "--admin", silent)
     assert ran.status == 1
     assert ran.err == f"apigwctl: 1 of 3 gateways did not answer: {silent}\n"
