@@ -1,8 +1,8 @@
 """Stage 6: what an overloaded worker does not take on. Before authentication, so that to refuse costs little.
 
 in flight   more than gateway.max_in_flight: everybody (design part 11: 5,000 an instance); P1, P2 and P3 leave a
-            twentieth, a tenth and a fifth of it to those before them, so that a slow backend of theirs, or refused
-            credentials that are held for a second, do not fill it up
+            hundredth, a tenth and a fifth of it to those before them, so that a slow backend of theirs, or refused
+            credentials that are held for a second, do not fill it up. P1 is the default: it has all of a small one
 shedding    core/shedding.py: by the route's priority while CPU, loop lag or memory are too high
 """
 
@@ -30,10 +30,11 @@ class Admission:
     ) -> None:
         self._in_flight = in_flight
         self._max_in_flight = max_in_flight
-        part = max(1, max_in_flight // 20)
+        twentieth = max_in_flight // 20
         self._ceilings = {
-            priority: max(1, max_in_flight - parts * part)  # in a worker that does nothing else everybody has a place
-            for priority, parts in (("P1", 1), ("P2", 2), ("P3", 4))
+            "P1": max_in_flight - max_in_flight // 100,
+            "P2": max_in_flight - 2 * twentieth,
+            "P3": max_in_flight - 4 * twentieth,
         }
         self._least = self._ceilings["P3"]  # up to here nobody's priority matters
         self._shedding = shedding
