@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from apigw.adapters.key_database import BUSY_TIMEOUT_S, WRITE_WAIT_S, Database
 from apigw.adapters.key_store import KeyStore
 from apigw.errors import StoreDown
 from tests.postgresql import PostgreSQL
@@ -89,6 +90,17 @@ def test_a_writer_waits_for_another_and_not_without_an_end(tmp_path: Path) -> No
     other.close()
     assert store.revoke(record.key_id).revoked_s
     store.close()
+
+
+def test_a_connection_that_wrote_waits_no_longer_than_others_when_it_reads(tmp_path: Path) -> None:
+    """There is one in the pool, which both get."""
+    database = Database(sqlite(tmp_path / "keys.db"))
+    waits = []
+    for block in (database.writing, database.reading):
+        with block() as connection:
+            waits.append(connection.exec_driver_sql("PRAGMA busy_timeout").scalar())
+    assert waits == [WRITE_WAIT_S * 1000, BUSY_TIMEOUT_S * 1000]
+    database.close()
 
 
 def test_what_is_told_has_no_password(postgresql: PostgreSQL) -> None:
