@@ -3,9 +3,11 @@
 Note [Ids in batches]
   A flood of ids that nobody knows is a question each. Asked one by one they cost the interpreter half a millisecond
   each, which the loop then lacks. So what is asked while a question is out, or within PAUSE_S of the last one, is one
-  question; the first after a pause goes at once.
+  question; the first after a pause goes at once. A hundred ids cost little more than one: after MANY that nobody
+  knows the pause is FLOOD_PAUSE_S, so that the loop seldom meets one. Answers are told a few in each turn of the loop.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, Protocol, TypeVar
 
@@ -19,7 +21,10 @@ from apigw.net.threads import Threads
 
 TIMEOUT_S: Final = 2.0  # of one question
 PAUSE_S: Final = 0.01
-_BATCH: Final = 200
+FLOOD_PAUSE_S: Final = 0.1  # of the second that a refusal takes anyway
+MANY: Final = 5  # unknown ids of one question
+BATCH: Final = 500
+TOLD: Final = 10  # answers in one turn, about 0.2 ms
 _THREADS: Final = 2  # one that hangs does not stop the other
 
 T = TypeVar("T")
@@ -74,6 +79,8 @@ class KeyDatabase(Service):
         self._wanted: dict[str, list[Deferred[StoredKey | None]]] = {}
         self._finding = False
         self._pause: Any = None
+        self._known: deque[tuple[Deferred[StoredKey | None], StoredKey | Failure | None]] = deque()  # to be told
+        self._telling: Any = None
 
     def startService(self) -> None:
         Service.startService(self)
@@ -85,6 +92,10 @@ class KeyDatabase(Service):
         if pause is not None:
             pause.cancel()
             self._find()  # which fails, now that nothing runs
+        telling, self._telling = self._telling, None
+        if telling is not None:
+            telling.cancel()
+            self._tell()
         return self.threads.stopService()
 
     def find(self, key_id: str) -> "Deferred[StoredKey | None]":
@@ -98,7 +109,7 @@ class KeyDatabase(Service):
     def _find(self) -> None:
         """Ask for what is wanted, if anything is."""
         self._pause = None
-        ids = [key_id for key_id, _ in zip(self._wanted, range(_BATCH))]
+        ids = [key_id for key_id, _ in zip(self._wanted, range(BATCH))]
         self._finding = bool(ids)
         if ids:
             answers = {key_id: self._wanted.pop(key_id) for key_id in ids}
@@ -107,14 +118,29 @@ class KeyDatabase(Service):
     def _found(
         self, rows: "dict[str, StoredKey] | Failure", answers: "dict[str, list[Deferred[StoredKey | None]]]"
     ) -> None:
+        for key_id, waiting in answers.items():
+            row = rows if isinstance(rows, Failure) else rows.get(key_id)
+            self._known.extend((answer, row) for answer in waiting)
         if self.running:
-            self._pause = self._reactor.callLater(PAUSE_S, self._find)
+            unknown = 0 if isinstance(rows, Failure) else len(answers) - len(rows)
+            flooded = unknown >= MANY and len(answers) < BATCH  # who waits behind a full one would be ever more
+            self._pause = self._reactor.callLater(FLOOD_PAUSE_S if flooded else PAUSE_S, self._find)
         else:
             self._find()
-        for key_id, waiting in answers.items():
-            for answer in waiting:
-                if not answer.called:  # or its request was stopped
-                    answer.callback(rows if isinstance(rows, Failure) else rows.get(key_id))
+        if self._telling is None:
+            self._tell()
+
+    def _tell(self) -> None:
+        """Some of what is known; all of it once the service has stopped."""
+        self._telling = None
+        known, told = self._known, 0
+        while known and (told < TOLD or not self.running):
+            told += 1
+            answer, row = known.popleft()
+            if not answer.called:  # or its request was stopped
+                answer.callback(row)
+        if known:
+            self._telling = self._reactor.callLater(0, self._tell)
 
     def since(self, number: int | None) -> "Deferred[tuple[int, list[str] | None]]":
         """What adapters/api_key_changes.py asks. Fails with StoreDown."""

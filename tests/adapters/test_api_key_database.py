@@ -8,10 +8,12 @@ import pytest
 import pytest_twisted
 from twisted.internet import reactor as installed_reactor
 from twisted.internet.defer import maybeDeferred
+from twisted.internet.task import Clock
 
-from apigw.adapters.api_key_database import KeyDatabase
+from apigw.adapters.api_key_database import BATCH, FLOOD_PAUSE_S, MANY, PAUSE_S, TOLD, KeyDatabase
 from apigw.errors import StoreDown
 from tests.adapters.api_key_world import Row, Table
+from tests.servers import until
 
 reactor: Any = installed_reactor
 
@@ -100,6 +102,88 @@ async def test_ids_that_are_wanted_at_the_same_time_are_one_question(database: K
     found = [await row for row in rows]
     assert [key_id for key_id, row in zip(ids, found) if row is not None] == ["k1"] * 3
     assert len(table.finds) == 501
+
+
+class Hands(Clock):
+    """Time goes on when the test says so; threads answer when they are ready."""
+
+    callFromThread = staticmethod(reactor.callFromThread)
+
+    def turn(self) -> None:
+        """What is due, and not what that asks for: advance() would go on with it."""
+        for call in [call for call in self.calls if call.getTime() <= self.seconds()]:
+            self.calls.remove(call)
+            call.called = 1
+            call.func(*call.args, **call.kw)
+
+
+@pytest.fixture
+def clock() -> Hands:
+    return Hands()
+
+
+@pytest.fixture
+def timed(clock: Hands, opens: Open) -> Iterator[KeyDatabase]:
+    made = KeyDatabase(clock, opens)
+    made.startService()
+    yield made
+    pytest_twisted.blockon(maybeDeferred(made.stopService))
+
+
+async def asked(database: KeyDatabase, clock: Hands, count: int) -> list[bool]:
+    """One question for so many ids, after a first one. Returns when it is answered; whether each was told, in time."""
+    told: list[bool] = [False] * count
+    first = database.find("first")
+    for number in range(count):
+        database.find(f"k{number}").addCallback(lambda _, number=number: told.__setitem__(number, True))
+    await first
+    clock.advance(PAUSE_S)
+    await until(lambda: told[0], reactor)
+    return told
+
+
+@pytest.mark.parametrize(
+    "unknown, known, pause_s",
+    [
+        (MANY - 1, 0, PAUSE_S),
+        (MANY, 0, FLOOD_PAUSE_S),
+        (MANY - 1, 50, PAUSE_S),
+        (MANY, 50, FLOOD_PAUSE_S),
+        (BATCH - 1, 0, FLOOD_PAUSE_S),
+        (BATCH, 0, PAUSE_S),
+    ],
+)
+@pytest_twisted.ensureDeferred
+async def test_a_question_of_many_unknown_ids_is_followed_by_a_longer_pause(
+    timed: KeyDatabase, clock: Hands, table: Table, unknown: int, known: int, pause_s: float
+) -> None:
+    """One as large as they get is not: those that wait would become ever more. Good keys, however many, are not."""
+    for number in range(known):
+        table.put(f"k{number}")
+    told = await asked(timed, clock, unknown + known)
+    while not all(told):
+        clock.advance(0)
+    next_one = timed.find("next")
+    (pause,) = clock.getDelayedCalls()
+    assert pause.getTime() - clock.seconds() == pytest.approx(pause_s)
+    clock.advance(pause_s)
+    assert await next_one is None and table.finds[-1] == "next"
+
+
+@pytest_twisted.ensureDeferred
+async def test_answers_are_told_a_few_in_a_turn(timed: KeyDatabase, clock: Hands) -> None:
+    """In their order; others wait for the loop too."""
+    told = await asked(timed, clock, 3 * TOLD)
+    for turn in (1, 2, 3):
+        assert told == [number < turn * TOLD for number in range(3 * TOLD)]
+        clock.turn()
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_is_known_when_the_database_is_stopped_is_told(timed: KeyDatabase, clock: Hands) -> None:
+    told = await asked(timed, clock, 3 * TOLD)
+    await maybeDeferred(timed.stopService)
+    assert all(told) and not clock.getDelayedCalls()
 
 
 @pytest_twisted.ensureDeferred
