@@ -2,7 +2,7 @@
 
 Two daemons that differ in their global tier alone are asked in turns, in rounds of a third of a second. Others on the
 machine make a request dearer (caches, the other half of a core), never cheaper: what is compared is the cheapest round
-of each kind. For two tiers that is 16 to 23 us; the medians differ by 18 to 35, by how busy the machine is.
+of each kind. For two tiers that is 16 to 25 us; the medians differ by 18 to 35, by how busy the machine is.
 """
 
 import re
