@@ -29,6 +29,7 @@ from apigw.errors import GatewayError
 from apigw.net.deadlines import Bucket, Deadlines
 from apigw.stages.authentication import AuthenticationUnavailable
 
+REFUSAL_TICK_S: Final = 0.001  # of the deadlines: the refusals of a flood come one by one, not five in a turn
 HOLD_S: Final = 1.0  # three checks of bcrypt cost 12 on a slow core
 MAX_WAITING: Final = 4000  # requests; each holds its head
 _PART: Final = 2  # one in so many of the requests that may be in flight may wait: the others need places, too

@@ -4,7 +4,8 @@ Note [Ids in batches]
   A flood of ids that nobody knows is a question each. Asked one by one they cost the interpreter half a millisecond
   each, which the loop then lacks. So what is asked while a question is out, or within PAUSE_S of the last one, is one
   question; the first after a pause goes at once. A hundred ids cost little more than one: after MANY that nobody
-  knows the pause is FLOOD_PAUSE_S, so that the loop seldom meets one. Answers are told a few in each turn of the loop.
+  knows the pause is FLOOD_PAUSE_S, so that the loop seldom meets one. Who knows that an id is real does not wait for
+  that. Answers are told a few in each turn of the loop.
 """
 
 from collections import deque
@@ -21,10 +22,10 @@ from apigw.net.threads import Threads
 
 TIMEOUT_S: Final = 2.0  # of one question
 PAUSE_S: Final = 0.01
-FLOOD_PAUSE_S: Final = 0.1  # of the second that a refusal takes anyway
+FLOOD_PAUSE_S: Final = 0.2  # of the second that a refusal takes anyway
 MANY: Final = 5  # unknown ids of one question
 BATCH: Final = 500
-TOLD: Final = 10  # answers in one turn, about 0.2 ms
+TOLD: Final = 3  # answers in one turn, about 0.1 ms
 _THREADS: Final = 2  # one that hangs does not stop the other
 
 T = TypeVar("T")
@@ -78,6 +79,7 @@ class KeyDatabase(Service):
         self._table: KeyTable | None = None
         self._wanted: dict[str, list[Deferred[StoredKey | None]]] = {}
         self._finding = False
+        self._hurried = False  # somebody who does not wait for the pause of a flood waits for the next question
         self._pause: Any = None
         self._known: deque[tuple[Deferred[StoredKey | None], StoredKey | Failure | None]] = deque()  # to be told
         self._telling: Any = None
@@ -98,17 +100,25 @@ class KeyDatabase(Service):
             self._tell()
         return self.threads.stopService()
 
-    def find(self, key_id: str) -> "Deferred[StoredKey | None]":
-        """The row of this id. Fails with StoreDown, after twice TIMEOUT_S at the latest. See Note [Ids in batches]."""
+    def find(self, key_id: str, real: bool = False) -> "Deferred[StoredKey | None]":
+        """The row of this id. Fails with StoreDown, after twice TIMEOUT_S at the latest. See Note [Ids in batches].
+
+        real: there is, or was, such a key.
+        """
         answer: Deferred[StoredKey | None] = Deferred()
         self._wanted.setdefault(key_id, []).append(answer)
         if not self._finding:
             self._find()
+        elif real:
+            self._hurried = True
+            if self._pause is not None and self._pause.getTime() > self._reactor.seconds() + PAUSE_S:
+                self._pause.reset(PAUSE_S)
         return answer
 
     def _find(self) -> None:
         """Ask for what is wanted, if anything is."""
         self._pause = None
+        self._hurried = False
         ids = [key_id for key_id, _ in zip(self._wanted, range(BATCH))]
         self._finding = bool(ids)
         if ids:
@@ -124,6 +134,7 @@ class KeyDatabase(Service):
         if self.running:
             unknown = 0 if isinstance(rows, Failure) else len(answers) - len(rows)
             flooded = unknown >= MANY and len(answers) < BATCH  # who waits behind a full one would be ever more
+            flooded = flooded and not self._hurried
             self._pause = self._reactor.callLater(FLOOD_PAUSE_S if flooded else PAUSE_S, self._find)
         else:
             self._find()

@@ -151,7 +151,7 @@ class Examination:
 
     async def _same(self, key: APIKey, shown: Shown) -> bool:
         """Whether the database has this key as we do."""
-        stored = await self._database.find(shown.key_id)
+        stored = await self._database.find(shown.key_id, real=True)
         if stored is None or stored.revoked_s is not None:
             return False
         return to_json(_made(stored, shown)) == to_json(key)
@@ -207,7 +207,7 @@ class Examination:
 
     async def _from_database(self, shown: Shown) -> APIKey | GatewayError:
         """Raises StoreDown, ChecksBusy, Unusable."""
-        stored = await self._database.find(shown.key_id)
+        stored = await self._database.find(shown.key_id, real=self.proven(shown.digest))
         refusal = self._refusal(stored, shown)
         if refusal is not None or stored is None:
             return await self.at_its_turn(refusal or InvalidAPIKey("key_unknown", shown.key_id), shown)
@@ -228,7 +228,7 @@ class Examination:
             key = _made(stored, shown)
             await self._shared.put(key, shown.digest)
             began_s, stamp = self._clock.seconds(), self._changes.stamp(shown.key_id)
-            again = await self._database.find(shown.key_id)
+            again = await self._database.find(shown.key_id, real=True)
             refusal = self._refusal(again, shown)
             if again is None or refusal is not None or again.secret_hash != stored.secret_hash:
                 await self._shared.drop(shown.digest)

@@ -8,7 +8,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,7 +23,10 @@ BUSY_TIMEOUT_S: Final = 1.5  # SQLite, another process writes; below TIMEOUT_S o
 WRITE_WAIT_S: Final = 5.0  # likewise, for who writes: an operator, behind others; SQLite's turns are not fair
 _CONNECTIONS: Final = 2  # one a thread that asks
 _WAL_TRIES: Final = 50
-_WRITES: Final = {"apigw_writes": True}
+_WRITES: Final[dict[str, dict[str, Any]]] = {  # options of a connection that writes, by dialect
+    "sqlite": {"apigw_writes": True},
+    "postgresql": {"isolation_level": "READ COMMITTED"},  # key_postgresql.py: others commit each statement
+}
 
 
 class Database:
@@ -37,36 +40,37 @@ class Database:
                 _make_file(self._file)
             self._opened = _identity(self._file)
             self._engine = _engine(parsed)
-            self._reading = self._engine.execution_options(**_autocommit(self._engine))
+            assert self._engine.dialect.dbapi is not None
+            self._driver_error: type[Exception] = self._engine.dialect.dbapi.Error
         self._prepare()
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
         """A connection for one statement at a time, each of which sees what was committed before it."""
         self._look_for_the_file()
-        with _told_as_store_down(), self._reading.connect() as connection:
+        with _told_as_store_down(), self._engine.connect() as connection:
             yield connection
 
     def rows(self, statement: str, value: str) -> list[Any]:
-        """What one statement with one parameter reads in SQLite, by its driver.
+        """What one statement with one parameter reads, by the driver.
 
         Past all that a connection of SQLAlchemy does besides: more than half of what a question costs (0.6 ms on a core
         that was idle), in Python, for which the loop has to wait.
         """
         self._look_for_the_file()
         with _told_as_store_down():
-            connection = self._engine.raw_connection()
             try:
-                return connection.cursor().execute(statement, (value,)).fetchall()  # type: ignore[no-any-return]
-            finally:
-                connection.close()
+                with closing(self._engine.raw_connection()) as connection:
+                    return connection.cursor().execute(statement, (value,)).fetchall()  # type: ignore[no-any-return]
+            except self._driver_error as error:
+                raise StoreDown(_sentence(error)) from None
 
     @contextmanager
     def writing(self) -> Iterator[Connection]:
         """One transaction, committed at the end of the block."""
         self._look_for_the_file()
         with _told_as_store_down(), self._engine.connect() as connection:
-            with connection.execution_options(**_WRITES).begin():
+            with connection.execution_options(**_WRITES[self.dialect]).begin():
                 yield connection
 
     @property
@@ -133,11 +137,6 @@ def _engine(url: URL) -> Engine:
     return engine(url, **pool)
 
 
-def _autocommit(engine: Engine) -> dict[str, str]:
-    """PostgreSQL: a read is one statement, so BEGIN and ROLLBACK would be two round trips for nothing."""
-    return {} if engine.dialect.name == "sqlite" else {"isolation_level": "AUTOCOMMIT"}
-
-
 def _make_file(path: Path) -> None:
     """A new file is its owner's alone. Made by root it belongs to the folder's owner, whom the daemon runs as."""
     if path.exists():
@@ -191,9 +190,13 @@ def _told_as_store_down() -> Iterator[None]:
     """Whatever the library says becomes one sentence, without the URL and the statement, which may hold secrets."""
     try:
         yield
-    except (DBAPIError, sqlite3.Error) as error:
-        cause = error.orig if isinstance(error, DBAPIError) else error
-        said = str(cause).strip().splitlines() or [type(cause).__name__]
-        raise StoreDown(f"the database of API keys does not do it: {said[0][:200]}") from None
+    except DBAPIError as error:
+        raise StoreDown(_sentence(error.orig)) from None
     except SQLAlchemyError as error:
         raise StoreDown(f"the database of API keys does not answer: {type(error).__name__}") from None
+
+
+def _sentence(error: BaseException | None) -> str:
+    """What the driver says, its first line."""
+    said = str(error).strip().splitlines() or [type(error).__name__]
+    return f"the database of API keys does not do it: {said[0][:200]}"

@@ -37,8 +37,11 @@ class Bounded(Connection[Any]):
 
 
 def engine(url: URL, **options: Any) -> Engine:
-    """Whoever takes a connection from the pool has it looked at first: one that is dead is replaced."""
-    made = create_engine(url, connect_args=_libpq(url), pool_pre_ping=True, **options)
+    """Whoever takes a connection from the pool has it looked at first: one that is dead is replaced.
+
+    A read is one statement, so BEGIN and ROLLBACK would be two round trips for nothing.
+    """
+    made = create_engine(url, connect_args=_libpq(url), pool_pre_ping=True, isolation_level="AUTOCOMMIT", **options)
     event.listen(made, "do_connect", _connect)
     event.listen(made, "connect", _connected)
     event.listen(made, "checkin", _rests)
@@ -67,7 +70,6 @@ def _connected(connection: Bounded, _: object) -> None:
     with connection.cursor() as cursor:
         cursor.execute(f"SET statement_timeout = {STATEMENT_TIMEOUT_MS}")
         cursor.execute(f"SET lock_timeout = {STATEMENT_TIMEOUT_MS}")
-    connection.commit()
 
 
 def _rests(connection: Bounded | None, _: object) -> None:

@@ -171,6 +171,35 @@ async def test_a_question_of_many_unknown_ids_is_followed_by_a_longer_pause(
 
 
 @pytest_twisted.ensureDeferred
+async def test_an_id_that_is_real_does_not_wait_for_the_pause_of_a_flood(timed: KeyDatabase, clock: Hands) -> None:
+    await asked(timed, clock, MANY)
+    timed.find("next", real=True)
+    (pause,) = clock.getDelayedCalls()
+    assert pause.getTime() - clock.seconds() == pytest.approx(PAUSE_S)
+    clock.advance(PAUSE_S / 2)
+    timed.find("another", real=True)
+    assert pause.getTime() - clock.seconds() == pytest.approx(PAUSE_S / 2), "and puts nothing off"
+
+
+@pytest_twisted.ensureDeferred
+async def test_an_id_that_is_real_and_wanted_while_a_flood_is_asked_for_is_next_to_it(
+    timed: KeyDatabase, clock: Hands, table: Table
+) -> None:
+    table.gate = threading.Event()
+    first = timed.find("first")
+    unknown = [timed.find(f"k{number}") for number in range(MANY)]
+    table.gate.set()
+    await first
+    table.gate = threading.Event()
+    clock.advance(PAUSE_S)
+    timed.find("next", real=True)
+    table.gate.set()
+    await unknown[-1]
+    (pause,) = clock.getDelayedCalls()
+    assert pause.getTime() - clock.seconds() == pytest.approx(PAUSE_S)
+
+
+@pytest_twisted.ensureDeferred
 async def test_answers_are_told_a_few_in_a_turn(timed: KeyDatabase, clock: Hands) -> None:
     """In their order; others wait for the loop too."""
     told = await asked(timed, clock, 3 * TOLD)
