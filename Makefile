@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --requir
 SYSTEM_PACKAGES := redis-server:redis-server curl:curl postgresql:postgres etcd-server:etcd dnsmasq-base:dnsmasq
 FLAGS ?=
 
-.PHONY: run test chaos bench check format lock clean .venv system-packages
+.PHONY: run test chaos floods bench check format lock clean .venv system-packages
 .DELETE_ON_ERROR:
 
 run: .venv/installed .venv/bin/apigwctl  ## the gateway with sample backends and an identity service; Ctrl-C stops all of it
@@ -20,6 +20,9 @@ test: check system-packages  ## the checks and all tests; FLAGS="-k name -x" goe
 
 chaos: .venv/installed-test  ## the fault matrix, docs/chaos.md; FLAGS="--fault refused --scope one" goes to it
 	$(BIN)/python -m tests.chaos.matrix $(FLAGS)
+
+floods: .venv/installed-test system-packages  ## a good API key's p99 beside 1,000 wrong ones a second, judged strictly
+	$(BIN)/python -m pytest --no-floor -s -q -rs tests/e2e/test_key_floods.py $(FLAGS)
 
 bench: .venv/installed system-packages  ## the benchmark with peers, docs/benchmarking.md; FLAGS="--quick" goes to it
 	$(BIN)/python bench/run.py $(FLAGS)

@@ -18,6 +18,10 @@ if "twisted.internet.reactor" not in sys.modules:
     install()
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--no-floor", action="store_true", help="judge a p99 strictly: on a quiet machine of one's own")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "slow: takes more than 5 s; leave it out with -m 'not slow'")
     config.addinivalue_line("markers", "alone: measures; runs while no other test does")

@@ -15,7 +15,7 @@ from attrs import field, frozen
 
 from tests.chaos.clients import Seen
 from tests.chaos.faults import CODES, CUT, UNAVAILABLE, Fault
-from tests.e2e.tails import Blocks, Rise, Span, blocks, rise, tail
+from tests.e2e.tails import Blocks, Rise, Span, blocks, rise, tail, undisturbed
 
 ALLOWED_RISE = 0.10  # of the others' p99
 GRACE_S = 0.050  # above the route's timeout, for any answer
@@ -82,6 +82,7 @@ class Record:
     unsent: dict[str, int]
     twin: list[Sample]  # the same two backends by a gateway that has no other
     control: list[Sample]
+    stalls: list[Span]  # of the machine: tests/e2e/witness.py
     seen: list[Seen]
     before: Resources
     after: Resources
@@ -159,7 +160,7 @@ def compared(records: Sequence[Record]) -> tuple[dict[str, Rise], dict[str, obje
     for record in records:
         through = [sample for samples in record.others.values() for sample in samples]
         for name, samples in (("others", through), ("twin", record.twin), ("control", record.control)):
-            waits = [(at_s, wait_s) for at_s, _, wait_s in samples]
+            waits = undisturbed(((at_s, wait_s) for at_s, _, wait_s in samples), record.stalls)
             quiet, faulty = found.setdefault(name, ([], []))
             quiet += blocks(waits, record.quiet)
             faulty += blocks(waits, record.faulty)

@@ -12,6 +12,7 @@ from tests.chaos.clients import Seen
 from tests.chaos.faults import ALL, FAULTS, ONE, Fault
 from tests.chaos.judge import Limits, Record, Resources, Sample, Verdict, judge
 from tests.chaos.matrix import cells
+from tests.e2e.tails import Span
 
 LIMITS = Limits(timeout_s=1.0, detect_s=2.0, recover_s=1.5)
 QUIET, FAULTY = ((0.0, 4.0), (12.0, 16.0), (24.0, 26.0)), ((4.0, 10.0), (16.0, 22.0))
@@ -63,6 +64,7 @@ def record(*odd: Seen, name: str = "accepts and hangs", **more: Any) -> Record:
         "unsent": {"left": 0, "right": 0},
         "twin": waits(seed=4),
         "control": waits(),
+        "stalls": [],
         "seen": [*(asked(number / 2) for number in range(52)), *odd],
         "before": RESOURCES,
         "after": RESOURCES,
@@ -244,3 +246,19 @@ def test_the_matrix_has_every_fault_of_one_and_of_all_instances() -> None:
         ("accepts and hangs", ONE),
         ("accepts and hangs", ALL),
     ]
+
+
+def test_what_the_machine_took_is_no_rise() -> None:
+    """Each tenth of a second of the fault it stood still for 3 ms; a gateway that did so itself is red."""
+    begins = [begin_s + number / 10 for begin_s, end_s in FAULTY for number in range(int((end_s - begin_s) * 10))]
+    stalls = [(begin_s, begin_s + 0.003) for begin_s in begins]
+    slower = {name: [_stalled(sample, stalls) for sample in noisy(rate=600.0)] for name in ("left", "right")}
+    assert judge([record(others=slower, twin=noisy(seed=5), stalls=stalls)], LIMITS).green
+    assert not judge([record(others=slower, twin=noisy(seed=5))], LIMITS).green
+
+
+def _stalled(sample: Sample, stalls: list[Span]) -> Sample:
+    """Answered when the stall that it fell into was over."""
+    at_s, status, wait_s = sample
+    end_s = next((end_s for begin_s, end_s in stalls if begin_s <= at_s < end_s), at_s)
+    return end_s, status, wait_s + end_s - at_s

@@ -21,7 +21,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from tests.chaos.faults import GATEWAY_FAULT, WARM_UP, Fault
 from tests.chaos.judge import Limits, Record, Resources, Sample, good
 from tests.e2e import surge
 from tests.e2e.gateway import Gateway, backend, route
+from tests.e2e.witness import Witness
 
 TIMEOUT_S = 1.0  # of the victim's routes
 HEALTH_INTERVAL_S, UNHEALTHY_AFTER, HEALTHY_AFTER = 0.5, 3, 2
@@ -135,7 +136,7 @@ class World:
                 self._stack.callback(gateway.kill)
                 gateway.start()
                 assert gateway.process is not None
-                _first(gateway.process.pid)
+                surge.first(gateway.process.pid)
             self._warm_up()
             self._stack = self._stack.pop_all()
         return self
@@ -148,7 +149,7 @@ class World:
 
     def _quick_backend(self) -> int:
         process = surge.start("backend")
-        _first(process.pid)
+        surge.first(process.pid)
         self._stack.callback(process.communicate, timeout=5)  # its end of input ends it
         assert process.stdout is not None
         return int(process.stdout.readline())
@@ -195,7 +196,7 @@ class World:
         recover_s = limits(all_instances, plan.breaker).recover_s + _SLACK_S
         seconds = plan.warm_s + plan.rounds * (plan.quiet_s + plan.fault_s + recover_s) + plan.quiet_s
         before = self.settled()
-        with self._load(victim, seconds, plan.victim_rate) as (others, twins, control, watching):
+        with Witness() as witness, self._load(victim, seconds, plan.victim_rate) as (others, twins, control, watching):
             now_s = time.monotonic() + plan.warm_s
             quiet, faulty = [], []
             for _ in range(plan.rounds):
@@ -221,6 +222,7 @@ class World:
             unsent={name: summary.unsent for name, summary in summaries.items()},
             twin=[sample for summary in beside for sample in _samples(summary)],
             control=_samples(alone),
+            stalls=witness.stalls,
             seen=seen,
             before=before,
             after=self.settled(before),
@@ -243,7 +245,7 @@ class World:
         compared = (*others.values(), *twins.values(), control)
         try:
             for process in compared:
-                _first(process.pid)
+                surge.first(process.pid)
             yield others, twins, control, watching
         finally:
             for process in (*compared, watching):
@@ -331,12 +333,6 @@ def _become(instances: Sequence[Switched], mode: str | None) -> None:
 
 def _samples(summary: surge.Summary) -> list[Sample]:
     return [(summary.began_s + at_s, status, wait_s) for at_s, status, wait_s in summary.answers]
-
-
-def _first(pid: int) -> None:
-    """See Note [Who goes first]."""
-    with suppress(PermissionError):
-        os.sched_setscheduler(pid, os.SCHED_FIFO, os.sched_param(1))
 
 
 def _sleep_until(moment_s: float) -> None:

@@ -4,13 +4,16 @@ Waits are kept in blocks of a second: what disturbs a machine disturbs neighbour
 evidence, seconds nearly are. The p99 is that of all waits of a kind together: a stall counts for as long as it lasts.
 How sure a ratio is, is told by the bootstrap: draw as many blocks as there are, with repetition, and see what the ratio
 would have been. A twin, measured in the same seconds where what is asked about did not happen, takes out what the
-machine did to both.
+machine did to both. Where a machine takes its cores away for milliseconds, some times a second, those would be all of a
+p99: witness.py sees when that is, and undisturbed() leaves the waits out.
 
 Who goes on measuring until the answer is clear looks several times, and each look can err: hence 1% on each side.
 """
 
 import random
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 
 from attrs import frozen
 
@@ -18,9 +21,11 @@ BLOCK_S = 1.0
 ERRING = 0.01  # of looks, on each side: a rise that is just not allowed is called small by 1 of 20 in 5 looks
 _DRAWS = 2000
 _LEAST = 300  # waits; of fewer, a p99 says nothing
+_CATCHING_UP = 2.0  # times a stall: what came meanwhile is still to be done, beside what comes
+_OWN = 0.5  # of a wait, at least, lies outside of stalls: else it is the machine's
 
 Span = tuple[float, float]  # begin and end
-Wait = tuple[float, float]  # at, seconds
+Wait = tuple[float, float]  # answered at, after so many seconds
 Blocks = list[list[float]]
 
 
@@ -78,6 +83,30 @@ def blocks(waits: Iterable[Wait], spans: Iterable[Span]) -> Blocks:
     return found
 
 
+def undisturbed(waits: Iterable[Wait], stalls: Iterable[Span]) -> list[Wait]:
+    """Those that lie in stalls, and in the time that it takes to catch up, by less than half.
+
+    So a gateway's own stall is left as long as it was, also when the machine has a short one within. All of them where
+    more than half would go: of such a machine nothing is known by leaving out.
+    """
+    every = list(waits)
+    begins: list[float] = []
+    ends: list[float] = []
+    for begin_s, end_s in sorted((begin_s, end_s + _CATCHING_UP * (end_s - begin_s)) for begin_s, end_s in stalls):
+        if ends and begin_s <= ends[-1]:
+            ends[-1] = max(ends[-1], end_s)
+        else:
+            begins.append(begin_s)
+            ends.append(end_s)
+
+    def within_s(from_s: float, to_s: float) -> float:
+        first, last = bisect_left(ends, from_s), bisect_left(begins, to_s)
+        return sum(min(to_s, ends[number]) - max(from_s, begins[number]) for number in range(first, last))
+
+    kept = [(at_s, wait_s) for at_s, wait_s in every if within_s(at_s - wait_s, at_s) <= (1 - _OWN) * wait_s]
+    return kept if 2 * len(kept) >= len(every) else every
+
+
 def tail(found: Blocks) -> Tail:
     """Raises ValueError where a p99 would say nothing."""
     if sum(map(len, found)) < _LEAST:
@@ -101,7 +130,11 @@ def rise(before: Blocks, after: Blocks, twin: tuple[Blocks, Blocks] | None = Non
         found, *under = (late.p99_s(second) / early.p99_s(first) for early, late in pairs)
         return found / under[0] if under else found
 
-    drawn = sorted(ratio(_draw(rolls, len(before)), _draw(rolls, len(after))) for _ in range(_DRAWS))
+    drawn: list[float] = []
+    while len(drawn) < _DRAWS:
+        with suppress(ValueError):  # only blocks of which nothing is left: draw again
+            drawn.append(ratio(_draw(rolls, len(before)), _draw(rolls, len(after))))
+    drawn.sort()
     edge = int(_DRAWS * ERRING)
     return Rise(ratio(None, None) - 1, drawn[edge] - 1, drawn[-1 - edge] - 1)
 

@@ -1,12 +1,17 @@
 """Floods of wrong API keys, a thousand a second, through the real daemon: what a good key notices, what bcrypt gets.
 
 Each kind of flood comes from another address than the good key does (a trusted proxy says so), so that no limit of an
-address hides what it costs. The good key's waits are compared with those of a quiet gateway just before; where they are
-longer, also with those beside as many 404s, since on two cores whoever makes a flood takes a part of them.
+address hides what it costs. Quiet seconds and seconds of the flood alternate; the good key's p99 of all of the one and
+of all of the other are compared, until the interval of their ratio is clear (tails.py); where it is not in the end, by
+the measured ratio. Who is measured and who measures goes before all else that the machine has to do. What falls into a
+moment at which it stood still is left out, and a round in which it often did is none (witness.py): cores that others
+want too work at half their speed then. On a machine that has no other rounds the p99 is not judged, and the test says
+that it was skipped, after all else that it asserts. `make floods` judges strictly; in `make test` a rise of less than
+FLOOR_S is none: a gateway at a third of a slow core's time is slower for it, whatever the rest is.
 """
 
 import resource
-import threading
+import subprocess
 import time
 from pathlib import Path
 
@@ -17,19 +22,24 @@ from apigw.adapters.key_store import KeyStore
 from tests.e2e import surge
 from tests.e2e.conftest import Change, Launch
 from tests.e2e.gateway import Gateway, backend, protected
+from tests.e2e.tails import Blocks, blocks, rise, tail, undisturbed
+from tests.e2e.witness import Witness
 from tests.postgresql import postgresql_server
 from tests.servers import redis_server
 
-pytestmark = pytest.mark.alone
+pytestmark = [pytest.mark.alone, pytest.mark.timeout(300)]
 
 RATE = 1000  # a second
 CONNECTIONS = 1600  # a refusal takes a second, so as many wait at a time
-SECONDS = 2.0  # of a measurement
+SECONDS = 2.5  # of a flood, as it is measured
 BEGIN_S = 1.5  # of a flood, before it is measured: its connections are made, its first refusals come back
-GOOD_RATE = 200
-TWICE = 2.0  # issue: p99 within twice that of quiet
-TICK_S = 0.002  # what two measurements of one quiet gateway differ by
-ATTEMPTS = 6  # other processes may have the machine: measure again
+QUIET_S = 2.5
+REST_S = 1.2  # after a flood: its last refusals are held for a second
+GOOD_RATE = 500
+ALLOWED = 1.0  # issue: p99 within twice that of quiet
+LEAST_ROUNDS, MOST_ROUNDS = 2, 5  # of quiet and flood
+FLOOR_S = 0.025  # CI's machine is anybody's: `make floods` has none
+FIT = 0.03  # of a span, at most, that the machine may stand still
 SECRET = "b" * 43
 ELSEWHERE = "X-Forwarded-For: 2001:db8::7\r\n"
 
@@ -40,34 +50,15 @@ FLOODS = {
     "same": ("/keyed/x", f"X-API-Key: pk_live_{{victim}}_{SECRET}\r\n"),
     "malformed": ("/keyed/x", "X-API-Key: pk_test_{n}\r\n"),
 }
-CONTROL = ("/nowhere/{n}", "")
-
-
-class Watch:
-    """Looks at the gauge of checks now and then; `most` running and waiting at a time."""
-
-    def __init__(self, gateway: Gateway) -> None:
-        self.most = {"running": 0.0, "queued": 0.0}
-        self._gateway = gateway
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._look, daemon=True)
-
-    def __enter__(self) -> "Watch":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join(10)
-
-    def _look(self) -> None:
-        while not self._stop.wait(0.3):
-            for state, most in self.most.items():
-                self.most[state] = max(most, self._gateway.metric("api_key_checks", state=state))
 
 
 class House:
-    """A gateway with API keys of the default cost: one that is in use, and one whose id an attacker knows."""
+    """A gateway with API keys of the default cost: one that is in use, and one whose id an attacker knows.
+
+    most: bcrypt checks running and waiting at a time, as seen. floor_s: a rise of a p99 below it is none.
+    """
+
+    floor_s = FLOOR_S
 
     def __init__(self, launch: Launch, url: str, backend_port: int, change: Change = lambda gateway: None) -> None:
         store = KeyStore(url)
@@ -83,48 +74,98 @@ class House:
             change(gateway)
 
         self.settle = settle  # for another gateway on the same keys
+        self.most = {"running": 0.0, "queued": 0.0}
+        self.unjudged: list[str] = []
         self.gateway: Gateway = launch(settle)
+        assert self.gateway.process is not None
+        surge.first(self.gateway.process.pid)
         assert self.gateway.ask("GET", "/keyed/x", ("X-API-Key", self.good.presented)).status == 200
 
-    def good_p99_s(self) -> float:
-        """Of a good key, while all of its requests pass."""
-        head = f"X-API-Key: {self.good.presented}\r\n"
-        asking = surge.clients(
-            port=self.gateway.http, target="/keyed/x", head=head, rate=GOOD_RATE, connections=16, seconds=SECONDS
-        )
-        found = surge.summary(asking, 30)
-        assert found.statuses == {200: len(found.answers)} and len(found.answers) >= 0.95 * GOOD_RATE * SECONDS
-        return found.wait_s(0.99)
+    def begun(self, target: str, head: str, gateway: Gateway | None = None) -> "subprocess.Popen[str]":
+        """A flood, all of whose connections are open and whose first refusals come back. gateway: another one.
 
-    def beside(self, target: str, head: str) -> tuple[float, surge.Summary]:
-        """good_p99_s() beside a flood, and what the flood saw."""
+        Meanwhile `most` bcrypt checks are seen: not later, since the loop is out for as long as it writes its metrics.
+        """
         head = head.replace("{victim}", self.victim.record.key_id)
         flood = surge.clients(
-            port=self.gateway.http, target=target, head=head, rate=RATE, connections=CONNECTIONS,
-            seconds=SECONDS + BEGIN_S, niceness=5,
+            port=(gateway or self.gateway).http, target=target, head=head, rate=RATE, connections=CONNECTIONS,
+            seconds=SECONDS + BEGIN_S,
         )  # fmt: skip
-        time.sleep(BEGIN_S)
-        p99_s = self.good_p99_s()
-        seen = surge.summary(flood, 60)
+        surge.first(flood.pid)  # its requests come evenly, as they do over a network
+        begun_s = time.monotonic() + BEGIN_S
+        while time.monotonic() < begun_s - REST_S / 4:
+            time.sleep(0.1)
+            for state, most in self.most.items():
+                self.most[state] = max(most, self.gateway.metric("api_key_checks", state=state))
+        time.sleep(max(0.0, begun_s - time.monotonic()))
+        return flood
+
+    def round(self, flood: str, more: str) -> tuple[Blocks, Blocks, surge.Summary]:
+        """The good key's waits in quiet and beside the flood, while all of its requests pass; what the flood saw.
+
+        No waits where the machine was not fit.
+        """
+        target, head = FLOODS[flood]
+        seconds = 1.0 + QUIET_S + BEGIN_S + SECONDS
+        asking = surge.clients(
+            port=self.gateway.http, target="/keyed/x", head=f"X-API-Key: {self.good.presented}\r\n", rate=GOOD_RATE,
+            connections=16, seconds=seconds, exact=True,
+        )  # fmt: skip
+        surge.first(asking.pid)
+        with Witness() as witness:
+            time.sleep(0.5)
+            began_s = time.monotonic()
+            time.sleep(QUIET_S)
+            ended_s = time.monotonic()
+            process = self.begun(target, head + more)
+            flooded_s = time.monotonic()
+            good = surge.summary(asking, 30)
+        seen = surge.summary(process, 60)
+        assert good.statuses == {200: len(good.answers)} and good.unsent == 0
         assert len(seen.answers) >= 0.9 * RATE * SECONDS, "it was a flood"
-        return p99_s, seen
+        every = [(good.began_s + at_s, wait_s) for at_s, _, wait_s in good.answers]
+        waits = undisturbed(every, witness.stalls)
+        spans = [(began_s, ended_s), (flooded_s, flooded_s + SECONDS)]
+        if any(witness.share(span) > FIT for span in spans):
+            return [], [], seen
+        return blocks(waits, spans[:1]), blocks(waits, spans[1:]), seen
 
     def not_noticed(self, flood: str, more: str = ELSEWHERE) -> surge.Summary:
-        """The flood leaves the good key's p99 within twice that of quiet, in one of some attempts; what it saw."""
-        target, head = FLOODS[flood]
-        told = []
-        for _ in range(ATTEMPTS):
-            quiet_s = self.good_p99_s()
-            flooded_s, seen = self.beside(target, head + more)
-            told.append(f"quiet {quiet_s * 1e3:.1f}, {flood} {flooded_s * 1e3:.1f} ms")
-            if flooded_s > TWICE * quiet_s + TICK_S:
-                control_s, _ = self.beside(*CONTROL)
-                told[-1] += f", as many 404s {control_s * 1e3:.1f} ms"
-                quiet_s = max(quiet_s, min(control_s, 3 * quiet_s))  # above that it is others who were in the way
-            print(told[-1])
-            if flooded_s <= TWICE * quiet_s + TICK_S:
-                return seen
-        raise AssertionError(f"p99 of a good key: {told}")
+        """The flood leaves the good key's p99 within twice that of quiet; what it saw, the last time."""
+        quiet: Blocks = []
+        flooded: Blocks = []
+        found, fit = None, 0
+        for _ in range(MOST_ROUNDS):
+            time.sleep(REST_S)
+            more_quiet, more_flooded, seen = self.round(flood, more)
+            if not more_quiet:
+                continue
+            fit += 1
+            quiet += more_quiet
+            flooded += more_flooded
+            if fit >= LEAST_ROUNDS:
+                found = rise(quiet, flooded)
+                if found.below(ALLOWED) or found.above(ALLOWED):
+                    break
+        if found is None:
+            self.unjudged.append(f"beside {flood}: {fit} of {MOST_ROUNDS} rounds were fit")
+            return seen
+        p99s_ms = [tail(waits).p99_s() * 1e3 for waits in (quiet, flooded)]
+        told = f"p99 of a good key beside {flood}: {p99s_ms[0]:.2f} to {p99s_ms[1]:.2f} ms, {found} in {fit} rounds"
+        print(told)
+        if (p99s_ms[1] - p99s_ms[0]) / 1e3 >= self.floor_s:
+            assert found.measured < ALLOWED and not found.above(ALLOWED), told
+        return seen
+
+    def end(self) -> None:
+        """The last thing that a test does."""
+        if self.unjudged:
+            pytest.skip(f"the machine stood still too often to tell a p99: {self.unjudged}")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _floor(pytestconfig: pytest.Config) -> None:
+    House.floor_s = 0.0 if pytestconfig.getoption("--no-floor") else FLOOR_S
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -143,21 +184,21 @@ def test_unknown_ids_reach_no_bcrypt_and_a_good_key_does_not_notice(
     launch: Launch, quick_backend: int, tmp_path: Path
 ) -> None:
     house = House(launch, sqlite(tmp_path), quick_backend)
-    with Watch(house.gateway) as watch:
-        seen = house.not_noticed("unknown")
+    seen = house.not_noticed("unknown")
     assert seen.statuses == {401: len(seen.answers)} and seen.wait_s(0.01) > 0.95
-    assert watch.most == {"running": 0, "queued": 0}
+    assert house.most == {"running": 0, "queued": 0}
     assert house.gateway.metric("api_key_turned_away_total") == 0
+    house.end()
 
 
 @pytest.mark.slow
 def test_unknown_ids_in_postgresql(launch: Launch, quick_backend: int) -> None:
     with postgresql_server() as server:
         house = House(launch, server.database(), quick_backend)
-        with Watch(house.gateway) as watch:
-            seen = house.not_noticed("unknown")
+        seen = house.not_noticed("unknown")
         assert seen.statuses == {401: len(seen.answers)}
-        assert watch.most == {"running": 0, "queued": 0}
+        assert house.most == {"running": 0, "queued": 0}
+        house.end()
 
 
 @pytest.mark.slow
@@ -166,17 +207,17 @@ def test_ever_different_secrets_of_one_id_get_a_few_checks_and_a_good_key_does_n
 ) -> None:
     """Four a second are looked into, one or two at a time; all others are turned away, after the same second."""
     house = House(launch, sqlite(tmp_path), quick_backend)
-    with Watch(house.gateway) as watch:
-        seen = house.not_noticed("wrong")
+    seen = house.not_noticed("wrong")
     assert seen.statuses.keys() == {401, 503}
     assert seen.statuses[401] <= 5 * (SECONDS + BEGIN_S + 1), "four of an id at a time, each a second"
-    assert 1 <= watch.most["running"] <= 2 and watch.most["queued"] <= 4
+    assert 1 <= house.most["running"] <= 2 and house.most["queued"] <= 4
     assert seen.wait_s(0.01) > 0.95, "those that were turned away take as long"
     victim = house.gateway.ask("GET", "/keyed/x", ("X-API-Key", house.victim.presented))
     assert victim.status in (200, 503), "its id's places may be taken for another second"
     house.gateway.until(
         lambda: house.gateway.ask("GET", "/keyed/x", ("X-API-Key", house.victim.presented)).status == 200, 10
     )
+    house.end()
 
 
 @pytest.mark.slow
@@ -193,11 +234,7 @@ def test_the_owner_of_a_flooded_id_gets_in_where_redis_has_the_key(
         fresh: Gateway = launch(house.settle)
         fresh.until(lambda: fresh.metric("shared_store_listening") == 1)
         target, head = FLOODS["wrong"]
-        flood = surge.clients(
-            port=fresh.http, target=target, head=head.replace("{victim}", house.victim.record.key_id) + ELSEWHERE,
-            rate=RATE, connections=CONNECTIONS, seconds=SECONDS + BEGIN_S, niceness=5,
-        )  # fmt: skip
-        time.sleep(BEGIN_S)
+        flood = house.begun(target, head + ELSEWHERE, fresh)
         began_s = time.monotonic()
         answer = fresh.ask("GET", "/keyed/x", owner)
         took_s = time.monotonic() - began_s
@@ -214,10 +251,10 @@ def test_one_wrong_key_again_and_again_is_checked_once(launch: Launch, quick_bac
     wrong = FLOODS["same"][1].replace("{victim}", house.victim.record.key_id).split()[1]
     assert house.gateway.ask("GET", "/keyed/x", ("X-API-Key", wrong)).status == 401
     for flood in ("same", "malformed"):
-        with Watch(house.gateway) as watch:
-            seen = house.not_noticed(flood)
+        seen = house.not_noticed(flood)
         assert seen.statuses == {401: len(seen.answers)} and seen.wait_s(0.01) > 0.95
-        assert watch.most == {"running": 0, "queued": 0}
+        assert house.most == {"running": 0, "queued": 0}
+    house.end()
 
 
 @pytest.mark.slow
@@ -234,3 +271,4 @@ def test_a_flood_from_the_good_keys_own_address(launch: Launch, quick_backend: i
     for flood in ("unknown", "wrong"):
         seen = house.not_noticed(flood, "")
         assert seen.statuses.keys() <= {401, 429, 503} and seen.statuses[429] > 0.6 * len(seen.answers)
+    house.end()

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from tests.e2e.tails import ERRING, Blocks, Rise, blocks, rise, tail
+from tests.e2e.tails import ERRING, Blocks, Rise, blocks, rise, tail, undisturbed
 
 
 def waits(
@@ -25,6 +25,33 @@ def test_a_p99_is_the_wait_that_99_of_100_are_not_above() -> None:
     assert found.p99_s([2, 0]) == pytest.approx(0.495)
     with pytest.raises(ValueError, match="too few"):
         tail([[0.001] * 299])
+
+
+@pytest.mark.parametrize(
+    "at_s, wait_s, kept",
+    [
+        (0.999, 0.005, True),  # answered before the machine stood still, from 1.000 to 1.010
+        (1.011, 0.010, False),
+        (1.005, 0.012, True),  # longer outside than within
+        (1.005, 0.008, False),
+        (1.028, 0.002, False),  # what came meanwhile was not done yet
+        (1.035, 0.004, True),
+        (1.100, 0.200, True),  # a stall of its own, with the machine's within
+    ],
+)
+def test_a_wait_that_is_the_machines_is_left_out(at_s: float, wait_s: float, kept: bool) -> None:
+    others = [(2.0, 0.001)]
+    assert undisturbed([*others, (at_s, wait_s)], [(1.0, 1.01)]) == [*others, *[(at_s, wait_s)] * kept]
+
+
+def test_stalls_that_overlap_are_one() -> None:
+    assert undisturbed([(1.025, 0.015), (2.0, 0.001)], [(1.0, 1.005), (1.004, 1.006)]) == [(1.025, 0.015), (2.0, 0.001)]
+    assert undisturbed([(1.012, 0.012), (2.0, 0.001)], [(1.0, 1.004), (1.002, 1.006)]) == [(2.0, 0.001)]
+
+
+def test_where_most_would_be_left_out_all_stay() -> None:
+    disturbed = [(1.005, 0.001), (1.006, 0.001), (2.0, 0.001)]
+    assert undisturbed(disturbed, [(1.0, 1.01)]) == disturbed
 
 
 def test_blocks_are_the_seconds_of_the_spans_and_nothing_else() -> None:
