@@ -196,7 +196,7 @@ async def test_an_id_that_is_real_and_wanted_while_a_flood_is_asked_for_is_next_
     clock.advance(PAUSE_S)
     timed.find("next", real=True)
     table.gate.set()
-    await unknown[0]
+    await until(lambda: unknown[0].called, reactor)
     while not unknown[-1].called:
         clock.advance(0)
     (pause,) = clock.getDelayedCalls()
