@@ -93,8 +93,7 @@ class Worker(MultiService):
         self._stopping = False
         self._opening: Deferred[None] | None = None
         self.config = config
-        self.deadlines = Deadlines(reactor)
-        self._refusals = Deadlines(reactor, REFUSAL_TICK_S)
+        self.deadlines, self._refusals = Deadlines(reactor), Deadlines(reactor, REFUSAL_TICK_S)
         self.metrics = Metrics(apigw.__version__)
         self.access_log = AccessLog(open_sinks(config.access_log), apigw.__version__, random.random)
         self.ledger = Ledger([gate.record, self.access_log.record, self.metrics.record], reactor.after_sends)
