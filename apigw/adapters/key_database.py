@@ -190,8 +190,8 @@ def _told_as_store_down() -> Iterator[None]:
     """Whatever the library says becomes one sentence, without the URL and the statement, which may hold secrets."""
     try:
         yield
-    except DBAPIError as error:
-        raise StoreDown(_sentence(error.orig)) from None
+    except (DBAPIError, sqlite3.Error) as error:
+        raise StoreDown(_sentence(error.orig if isinstance(error, DBAPIError) else error)) from None
     except SQLAlchemyError as error:
         raise StoreDown(f"the database of API keys does not answer: {type(error).__name__}") from None
 

@@ -7,7 +7,7 @@ the measured ratio. Who is measured and who measures goes before all else that t
 moment at which it stood still is left out, and a round in which it often did is none (witness.py): cores that others
 want too work at half their speed then. On a machine that has no other rounds the p99 is not judged, and the test says
 that it was skipped, after all else that it asserts. `make floods` judges strictly; in `make test` a rise of less than
-FLOOR_S is none: a gateway at a third of a slow core's time is slower for it, whatever the rest is.
+TICK_S above twice is none: a gateway at a third of a slow core's time is slower for it, whatever the rest is.
 """
 
 import resource
@@ -37,8 +37,8 @@ QUIET_S = 2.5
 REST_S = 1.2  # after a flood: its last refusals are held for a second
 GOOD_RATE = 500
 ALLOWED = 1.0  # issue: p99 within twice that of quiet
-ROUNDS, FEW_ROUNDS = (2, 8), (1, 2)  # of quiet and flood, at least and at most; judged strictly, and with a floor
-FLOOR_S = 0.025  # CI's machine is anybody's: `make floods` has none
+ROUNDS, FEW_ROUNDS = (2, 8), (1, 3)  # of quiet and flood, at least and at most; judged strictly, and not
+TICK_S = 0.002  # more than twice is allowed, since CI's machine is anybody's: `make floods` allows none
 FIT = 0.03  # of a span, at most, that the machine may stand still
 SECRET = "b" * 43
 ELSEWHERE = "X-Forwarded-For: 2001:db8::7\r\n"
@@ -55,10 +55,10 @@ FLOODS = {
 class House:
     """A gateway with API keys of the default cost: one that is in use, and one whose id an attacker knows.
 
-    most: bcrypt checks running and waiting at a time, as seen. floor_s: a rise of a p99 below it is none.
+    most: bcrypt checks running and waiting at a time, as seen. tick_s: what a p99 may be above twice.
     """
 
-    floor_s, rounds = FLOOR_S, FEW_ROUNDS
+    tick_s, rounds = TICK_S, FEW_ROUNDS
 
     def __init__(self, launch: Launch, url: str, backend_port: int, change: Change = lambda gateway: None) -> None:
         store = KeyStore(url)
@@ -96,7 +96,7 @@ class House:
         while time.monotonic() < begun_s - REST_S / 4:
             time.sleep(0.1)
             for state, most in self.most.items():
-                self.most[state] = max(most, self.gateway.metric("api_key_checks", state=state))
+                self.most[state] = max(most, (gateway or self.gateway).metric("api_key_checks", state=state))
         time.sleep(max(0.0, begun_s - time.monotonic()))
         return flood
 
@@ -146,16 +146,17 @@ class House:
             flooded += more_flooded
             if fit >= least:
                 found = rise(quiet, flooded)
-                if found.below(ALLOWED) or found.above(ALLOWED) or self.floor_s:
+                quiet_s, flooded_s = tail(quiet).p99_s(), tail(flooded).p99_s()
+                within = self.tick_s > 0 and flooded_s <= (1 + ALLOWED) * quiet_s + self.tick_s
+                if within or found.below(ALLOWED) or (found.above(ALLOWED) and not self.tick_s):
                     break
         if found is None:
             self.unjudged.append(f"beside {flood}: {fit} of {most} rounds were fit")
             return seen
-        p99s_ms = [tail(waits).p99_s() * 1e3 for waits in (quiet, flooded)]
-        told = f"p99 of a good key beside {flood}: {p99s_ms[0]:.2f} to {p99s_ms[1]:.2f} ms, {found} in {fit} rounds"
+        p99s = f"{quiet_s * 1e3:.2f} to {flooded_s * 1e3:.2f} ms"
+        told = f"p99 of a good key beside {flood}: {p99s}, {found} in {fit} rounds"
         print(told)
-        if (p99s_ms[1] - p99s_ms[0]) / 1e3 >= self.floor_s:
-            assert found.measured < ALLOWED and not found.above(ALLOWED), told
+        assert within or (found.measured < ALLOWED and not found.above(ALLOWED)), told
         return seen
 
     def end(self) -> None:
@@ -167,7 +168,7 @@ class House:
 @pytest.fixture(scope="module", autouse=True)
 def _floor(pytestconfig: pytest.Config) -> None:
     if pytestconfig.getoption("--no-floor"):
-        House.floor_s, House.rounds = 0.0, ROUNDS
+        House.tick_s, House.rounds = 0.0, ROUNDS
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -265,14 +266,12 @@ def test_a_flood_from_the_good_keys_own_address(launch: Launch, quick_backend: i
 
     def limited(gateway: Gateway) -> None:
         gateway.settings["rate_limits"]["tiers"] = [
-            {"tier": "door", "limit": 30, "window_seconds": 60, "per": "client_ip"}
+            {"tier": "door", "limit": 30, "window_seconds": 600, "per": "client_ip"}
         ]
         gateway.settings["rate_limits"]["failed_auth_tier"] = "door"
 
     house = House(launch, sqlite(tmp_path), quick_backend, limited)
     for flood in ("unknown", "wrong"):
         seen = house.not_noticed(flood, "")
-        assert seen.statuses.keys() <= {401, 429, 503}
-        # Most wrong secrets are turned away before they are looked into, and 503 is no failed attempt.
-        assert flood == "wrong" or seen.statuses[429] > 0.6 * len(seen.answers)
+        assert seen.statuses.keys() <= {401, 429, 503} and seen.statuses[429] > 0.6 * len(seen.answers)
     house.end()
