@@ -22,7 +22,7 @@ from twisted.python.failure import Failure
 import apigw
 from apigw import gateway
 from apigw.adapters.access_log import AccessLog
-from apigw.adapters.api_key_cases import REFUSAL_TICK_S
+from apigw.adapters.api_key_cases import refusal_deadlines
 from apigw.adapters.api_key_changes import Announcements
 from apigw.adapters.api_key_database import open_table
 from apigw.adapters.api_keys import APIKeys
@@ -93,7 +93,7 @@ class Worker(MultiService):
         self._stopping = False
         self._opening: Deferred[None] | None = None
         self.config = config
-        self.deadlines, self._refusals = Deadlines(reactor), Deadlines(reactor, REFUSAL_TICK_S)
+        self.deadlines, self._refusals = Deadlines(reactor), refusal_deadlines(reactor)
         self.metrics = Metrics(apigw.__version__)
         self.access_log = AccessLog(open_sinks(config.access_log), apigw.__version__, random.random)
         self.ledger = Ledger([gate.record, self.access_log.record, self.metrics.record], reactor.after_sends)

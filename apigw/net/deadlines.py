@@ -25,12 +25,14 @@ class Deadlines:
     """`bucket = deadlines.add(seconds, call)`; `bucket.pop(call, None)` takes it back. A call stands once a bucket.
 
     On a LeanReactor it is a deadline source; on any other clock one timer stands for the earliest bucket.
+    long_ticks: what deadlines of seconds share; 1 for deadlines that nearly all come to pass, a wake-up each anyway.
     """
 
-    def __init__(self, clock: IReactorTime, tick_s: float = TICK_S) -> None:
+    def __init__(self, clock: IReactorTime, tick_s: float = TICK_S, long_ticks: int = LONG_TICKS) -> None:
         self._clock = clock
         self._tick_s = tick_s
-        self._long_s = 32 * LONG_TICKS * tick_s
+        self._long_ticks = long_ticks
+        self._long_s = 32 * long_ticks * tick_s
         self._buckets: dict[int, Bucket] = {}
         self._ticks: list[int] = []  # heap of the buckets' ticks
         self._timer: Any = None
@@ -44,7 +46,7 @@ class Deadlines:
         """Have `call()` run `delay_s` from now. Its exception is logged, never raised into the loop."""
         tick = int((self._clock.seconds() + delay_s) / self._tick_s) + 1
         if delay_s > self._long_s:
-            tick += -tick % LONG_TICKS
+            tick += -tick % self._long_ticks
         bucket = self._buckets.get(tick)
         if bucket is None:
             bucket = self._buckets[tick] = {}

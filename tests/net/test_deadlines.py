@@ -10,17 +10,19 @@ TICK_S = 0.005
 delays_s = st.one_of(st.floats(0, 0.1), st.floats(0, 100), st.sampled_from([0.0, TICK_S, 0.05, 1.0, 75.0]))
 
 
-@given(st.lists(st.tuples(delays_s, delays_s), max_size=30), st.floats(0, 1e6))
-def test_none_is_early_and_none_more_than_a_tick_late(plan: list[tuple[float, float]], start_s: float) -> None:
+@given(st.lists(st.tuples(delays_s, delays_s), max_size=30), st.floats(0, 1e6), st.sampled_from([1, LONG_TICKS]))
+def test_none_is_early_and_none_more_than_a_tick_late(
+    plan: list[tuple[float, float]], start_s: float, long_ticks: int
+) -> None:
     """Each pair: advance the clock by the first (its timers run when due), then set a deadline of the second."""
     clock = Clock()
     clock.rightNow = start_s
-    deadlines = Deadlines(clock, TICK_S)
+    deadlines = Deadlines(clock, TICK_S, long_ticks)
     fired: list[tuple[float, float, float]] = []
     for gap_s, delay_s in plan:
         advance(clock, gap_s)
         due_s = clock.seconds() + delay_s
-        late_s = TICK_S if delay_s <= 32 * LONG_TICKS * TICK_S else (LONG_TICKS + 1) * TICK_S
+        late_s = TICK_S if delay_s <= 32 * LONG_TICKS * TICK_S or long_ticks == 1 else (LONG_TICKS + 1) * TICK_S
         deadlines.add(delay_s, lambda d=due_s, l=late_s: fired.append((d, l, clock.seconds())))  # type: ignore[misc]  # noqa: E741
     advance(clock, 101.0)
     assert len(fired) == len(plan)
