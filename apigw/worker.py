@@ -158,7 +158,7 @@ class Worker(MultiService):
         pages = make_admin_site(
             self._reactor,
             ready=self.readiness,
-            metrics=self.metrics.exposition,
+            metrics=self.metrics.parts,
             status=partial(status, self),
             config=lambda: redacted(self.config),
         )

@@ -65,7 +65,7 @@ def furnished(house: House, tmp_path: Path) -> Worker:
 def series(worker: Worker) -> dict[str, dict[tuple[str, ...], float]]:
     """What a scrape gives: {family without prefix: {label values: value}}. A series stands there once."""
     found: dict[str, dict[tuple[str, ...], float]] = {}
-    for family in text_string_to_metric_families(worker.metrics.exposition().decode()):
+    for family in text_string_to_metric_families(b"".join(worker.metrics.parts()).decode()):
         for sample in family.samples:
             samples = found.setdefault(sample.name.removeprefix(METRIC_PREFIX), {})
             labels = tuple(sample.labels.values())

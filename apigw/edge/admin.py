@@ -4,25 +4,29 @@ Built on twisted.web, whose cost is nobody's concern here; its bounds are: 100 c
 one request a connection, HTTP/1.1 only.
 """
 
-from typing import Any, Callable, Final, Mapping
+from functools import partial
+from typing import Any, Callable, Final, Iterator, Mapping
 from uuid import uuid4
 
 import orjson
 from attrs import frozen
 from twisted.application.service import Service
+from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.interfaces import IAddress, IDelayedCall, IListeningPort, IReactorTime
 from twisted.internet.protocol import connectionDone
+from twisted.internet.task import Cooperator, TaskStopped
 from twisted.logger import Logger
 from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
 from twisted.python.failure import Failure
 from twisted.web.http import HTTPChannel
 from twisted.web.resource import IResource, Resource
-from twisted.web.server import Site
+from twisted.web.server import NOT_DONE_YET, Site
 
 MAX_CONNECTIONS: Final = 100
 CONNECTION_S: Final = 15.0  # a connection's whole life: one request and its answer
 MAX_REQUEST_BYTES: Final = 65_536  # head and body; nothing here takes a body
 MAX_LOOP_LAG_S: Final = 0.05  # contract section 11
+_TURN_S: Final = 0.0005  # of a page in parts, in one turn of the loop
 _MAX_REGISTRIES: Final = 20  # that are down and named on /readyz; /status has all
 
 _JSON: Final = b"application/json"
@@ -103,23 +107,56 @@ class _Page(Resource):
 
     isLeaf = True
 
-    def __init__(self, make: Callable[[], Answer]) -> None:
+    def __init__(self, make: "Callable[[], Answer | Deferred[Answer]]") -> None:
         super().__init__()
         self._make = make
 
-    def render(self, request: Any) -> bytes:
+    def render(self, request: Any) -> bytes | int:
         if request.postpath:  # /healthz/more
             return _error(request, 404, "route_not_found", "There is no such page.")
         if request.method not in (b"GET", b"HEAD"):
             request.setHeader(b"allow", b"GET, HEAD")
             return _error(request, 405, "method_not_allowed", "This page can only be read.")
-        try:
-            status, content_type, body = self._make()
-        except Exception:
-            request_id = str(uuid4())
-            log.failure("admin {path} failed, request {id}", path=request.path, id=request_id)
-            return _error(request, 500, "internal_error", "This page could not be made; see the log.", request_id)
-        return _answer(request, status, content_type, body)
+        making: Deferred[Any] = maybeDeferred(self._make)
+        request.notifyFinish().addErrback(lambda _: making.cancel())  # nobody waits for it any more
+        making.addCallback(lambda answer: _answer(request, *answer))
+        making.addErrback(_failed, request)
+        making.addCallback(_send, request)
+        return NOT_DONE_YET
+
+
+def _failed(failure: Failure, request: Any) -> bytes | None:
+    if failure.check(TaskStopped):  # as its client is gone
+        return None
+    request_id = str(uuid4())
+    log.failure("admin {path} failed, request {id}", failure, path=request.path, id=request_id)
+    return _error(request, 500, "internal_error", "This page could not be made; see the log.", request_id)
+
+
+def _send(body: bytes | None, request: Any) -> None:
+    if body is not None:
+        request.write(body)
+        request.finish()
+
+
+def _in_parts(clock: IReactorTime, content_type: bytes, parts: Callable[[], Iterator[bytes]]) -> "Deferred[Answer]":
+    """All parts, made _TURN_S of them in a turn of the loop. Cancelled: fails with TaskStopped, no more are made."""
+    made: list[bytes] = []
+
+    def making() -> Iterator[None]:
+        for part in parts():
+            made.append(part)
+            yield
+
+    task = Cooperator(lambda: _until(clock, _TURN_S), lambda call: clock.callLater(0, call)).cooperate(making())
+    whole: Deferred[Answer] = Deferred(lambda _: task.stop())
+    task.whenDone().addCallbacks(lambda _: whole.callback((200, content_type, b"".join(made))), whole.errback)
+    return whole
+
+
+def _until(clock: IReactorTime, seconds: float) -> Callable[[], bool]:
+    end_s = clock.seconds() + seconds
+    return lambda: clock.seconds() >= end_s
 
 
 class _NoPage(Resource):
@@ -172,18 +209,19 @@ def make_admin_site(
     reactor: IReactorTime,
     *,
     ready: Callable[[], Readiness],
-    metrics: Callable[[], bytes],
+    metrics: Callable[[], Iterator[bytes]],
     status: Callable[[], Mapping[str, object]],
     config: Callable[[], Mapping[str, object]],
 ) -> Site:
     """The admin pages. The callables are run at each request; one that raises answers 500 and is logged.
 
-    config() must be redacted already. AdminService adds the bounds on connections.
+    metrics() gives its page in parts, each of which takes a fraction of a millisecond. config() must be redacted
+    already. AdminService adds the bounds on connections.
     """
     root = _Root()
     root.putChild(b"healthz", _Page(lambda: (200, _TEXT, b"alive\n")))
     root.putChild(b"readyz", _Page(lambda: _readiness_answer(ready())))
-    root.putChild(b"metrics", _Page(lambda: (200, _METRICS, metrics())))
+    root.putChild(b"metrics", _Page(partial(_in_parts, reactor, _METRICS, metrics)))
     root.putChild(b"status", _Page(lambda: (200, _JSON, _json(status()))))
     root.putChild(b"config", _Page(lambda: (200, _JSON, _json(config()))))
     site = Site(root, timeout=CONNECTION_S, reactor=reactor, parsePOSTFormSubmission=False)

@@ -19,12 +19,14 @@ class Pages:
     def __init__(self) -> None:
         self.readiness = Readiness(True, {"configuration": {"ok": True}})
         self.broken: set[str] = set()
+        self.parts: Iterator[bytes] = iter([b"apigw_redis_up 1\n", b"apigw_up 1\n"])
 
     def ready(self) -> Readiness:
         return self._unless_broken("ready", self.readiness)
 
-    def metrics(self) -> bytes:
-        return self._unless_broken("metrics", b"apigw_redis_up 1\n")
+    def metrics(self) -> Iterator[bytes]:
+        yield from self.parts
+        self._unless_broken("metrics", None)
 
     def status(self) -> Mapping[str, object]:
         return self._unless_broken("status", {"workers": 1, "backends": {"users": {1, 2}.__class__.__name__}})
@@ -111,7 +113,7 @@ async def test_readyz_is_200_or_503_and_names_its_checks(service: AdminService, 
 @pytest_twisted.ensureDeferred
 async def test_metrics_status_and_config_are_shown(service: AdminService) -> None:
     status, headers, body = await asked(service, "/metrics")
-    assert (status, body) == (200, b"apigw_redis_up 1\n")
+    assert (status, body) == (200, b"apigw_redis_up 1\napigw_up 1\n")
     assert headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
     for path, key in (("/status", "workers"), ("/config", "redis")):
         status, headers, body = await asked(service, path)
@@ -154,6 +156,50 @@ async def test_a_page_that_cannot_be_made_is_500_without_detail_and_the_others_s
     assert json.loads(body)["error"] == "internal_error"
     assert b"secret" not in body
     assert (await asked(service, "/healthz"))[0] == 200
+
+
+@pytest_twisted.ensureDeferred
+async def test_others_run_while_a_long_page_is_made(service: AdminService, pages: Pages) -> None:
+    """Its parts end when somebody else was served meanwhile."""
+    served: list[bool] = []
+
+    def parts() -> Iterator[bytes]:
+        for number in range(1_000_000):
+            if served:
+                return
+            yield b"%d\n" % number
+
+    pages.parts = parts()
+    metrics = defer.ensureDeferred(asked(service, "/metrics"))
+    assert (await asked(service, "/healthz"))[0] == 200
+    served.append(True)
+    status, _, body = await metrics
+    lines = body.splitlines()
+    assert status == 200 and lines == [b"%d" % number for number in range(len(lines))]
+    assert 1 <= len(lines) < 1_000_000
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_long_page_whose_client_has_gone_is_made_no_further(service: AdminService, pages: Pages) -> None:
+    begun: defer.Deferred[None] = defer.Deferred()
+    ended: defer.Deferred[None] = defer.Deferred()
+
+    def parts() -> Iterator[bytes]:
+        begun.callback(None)
+        try:
+            while True:
+                yield b"more\n"
+        finally:
+            ended.callback(None)
+
+    pages.parts = parts()
+    talk = await connected(service, b"GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n")
+    await begun
+    assert talk.transport is not None
+    talk.transport.abortConnection()  # type: ignore[attr-defined]
+    pages.parts = iter(())
+    await ended
+    assert (await asked(service, "/metrics"))[2] == b""
 
 
 @pytest_twisted.ensureDeferred
