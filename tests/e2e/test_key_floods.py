@@ -1,28 +1,35 @@
 """Floods of wrong API keys, a thousand a second, through the real daemon: what a good key notices, what bcrypt gets.
 
 Each kind of flood comes from another address than the good key does (a trusted proxy says so), so that no limit of an
-address hides what it costs. Quiet seconds and seconds of the flood alternate; the good key's p99 of all of the one and
-of all of the other are compared, until the interval of their ratio is clear (tails.py); where it is not in the end, by
-the measured ratio. Who is measured and who measures goes before all else that the machine has to do. What falls into a
-moment at which it stood still is left out, and a round in which it often did is none (witness.py): cores that others
-want too work at half their speed then. On a machine that has no other rounds the p99 is not judged, and the test says
-that it was skipped, after all else that it asserts. `make floods` judges strictly; in `make test` a rise of less than
-TICK_S above twice is none: a gateway at a third of a slow core's time is slower for it, whatever the rest is.
+address hides what it costs. Quiet seconds and seconds of the flood alternate. Who is measured and who measures goes
+before all else that the machine has to do. What falls into a moment at which it stood still is left out, and a round in
+which it often did is not fit to tell a p99 (witness.py): cores that others want too work at half their speed then.
+
+The issue's bound is twice the p99 of quiet.
+
+    make floods   strictly: the p99s of all fit rounds, until the interval of their ratio is clear (tails.py); where
+                  it is not in the end, the measured ratio. It wants a quiet machine
+    make test     runs on anybody's machine, where half a core may be the loop's alone. So what a wrong key costs the
+                  loop is judged, in good requests of the same round; and the p99, with TICK_S more, in rounds in which
+                  the loop had room. Each must hold in one round, since what disturbs only adds. With less than ROUNDS
+                  fit and no p99 good it is not judged: the test says that it was skipped, after all else it asserts
 """
 
+import os
 import resource
 import subprocess
 import time
 from pathlib import Path
 
 import pytest
+from attrs import frozen
 
 from apigw.adapters.api_key_cases import HOLD_S
 from apigw.adapters.key_store import KeyStore
 from tests.e2e import surge
 from tests.e2e.conftest import Change, Launch
 from tests.e2e.gateway import Gateway, backend, protected
-from tests.e2e.tails import Blocks, blocks, rise, tail, undisturbed
+from tests.e2e.tails import Blocks, Span, blocks, rise, tail, undisturbed
 from tests.e2e.witness import Witness
 from tests.postgresql import postgresql_server
 from tests.servers import redis_server
@@ -37,9 +44,12 @@ QUIET_S = 2.5
 REST_S = 1.2  # after a flood: its last refusals are held for a second
 GOOD_RATE = 500
 ALLOWED = 1.0  # issue: p99 within twice that of quiet
-ROUNDS, FEW_ROUNDS = (2, 8), (1, 3)  # of quiet and flood, at least and at most; judged strictly, and not
-TICK_S = 0.002  # more than twice is allowed, since CI's machine is anybody's: `make floods` allows none
+STRICT_ROUNDS = 2, 8  # of quiet and flood, fit ones at least and all at most
+ROUNDS, MOST_ROUNDS = 2, 4  # likewise, in `make test`
+TICK_S = 0.002
 FIT = 0.03  # of a span, at most, that the machine may stand still
+ROOM = 0.5  # of its core, at most, that the loop may work beside the flood: above it a p99 is the queue's
+MOST_COST = 2.0  # of a wrong key to the loop, in good requests: two wake-ups, and 0.6 to 1.8 measured
 SECRET = "b" * 43
 ELSEWHERE = "X-Forwarded-For: 2001:db8::7\r\n"
 
@@ -52,13 +62,49 @@ FLOODS = {
 }
 
 
+@frozen
+class Round:
+    """Quiet, then the flood: what the good key waited, what the flood saw, how much of its core the loop worked.
+
+    still: how much of either the machine stood still.
+    """
+
+    quiet: Blocks
+    flooded: Blocks
+    seen: surge.Summary
+    quiet_share: float
+    flooded_share: float
+    still: float
+
+    @property
+    def cost(self) -> float:
+        """Of a wrong key, in good requests."""
+        return (self.flooded_share - self.quiet_share) / RATE / (self.quiet_share / GOOD_RATE)
+
+    @property
+    def p99s(self) -> tuple[float, float]:
+        return tail(self.quiet).p99_s(), tail(self.flooded).p99_s()
+
+    @property
+    def good(self) -> bool:
+        quiet_s, flooded_s = self.p99s
+        return flooded_s <= (1 + ALLOWED) * quiet_s + TICK_S
+
+    def __str__(self) -> str:
+        quiet_s, flooded_s = self.p99s
+        return (
+            f"{quiet_s * 1e3:.2f} to {flooded_s * 1e3:.2f} ms, the loop {self.quiet_share:.0%} to"
+            f" {self.flooded_share:.0%} of a core, a wrong key {self.cost:.2f} good ones, stood still {self.still:.1%}"
+        )
+
+
 class House:
     """A gateway with API keys of the default cost: one that is in use, and one whose id an attacker knows.
 
-    most: bcrypt checks running and waiting at a time, as seen. tick_s: what a p99 may be above twice.
+    most: bcrypt checks running and waiting at a time, as seen.
     """
 
-    tick_s, rounds = TICK_S, FEW_ROUNDS
+    strict = False
 
     def __init__(self, launch: Launch, url: str, backend_port: int, change: Change = lambda gateway: None) -> None:
         store = KeyStore(url)
@@ -100,64 +146,76 @@ class House:
         time.sleep(max(0.0, begun_s - time.monotonic()))
         return flood
 
-    def round(self, flood: str, more: str) -> tuple[Blocks, Blocks, surge.Summary]:
-        """The good key's waits in quiet and beside the flood, while all of its requests pass; what the flood saw.
-
-        No waits where the machine was not fit.
-        """
+    def round(self, flood: str, more: str) -> Round:
+        """All requests of the good key pass."""
+        time.sleep(REST_S)
         target, head = FLOODS[flood]
-        seconds = 1.0 + QUIET_S + BEGIN_S + SECONDS
         asking = surge.clients(
             port=self.gateway.http, target="/keyed/x", head=f"X-API-Key: {self.good.presented}\r\n", rate=GOOD_RATE,
-            connections=16, seconds=seconds, exact=True,
+            connections=16, seconds=1.0 + QUIET_S + BEGIN_S + SECONDS, exact=True,
         )  # fmt: skip
         surge.first(asking.pid)
         with Witness() as witness:
             time.sleep(0.5)
-            began_s = time.monotonic()
-            time.sleep(QUIET_S)
-            ended_s = time.monotonic()
+            in_quiet = self.worked(QUIET_S)
             process = self.begun(target, head + more)
-            flooded_s = time.monotonic()
+            in_flood = self.worked(SECONDS)
             good = surge.summary(asking, 30)
         seen = surge.summary(process, 60)
         assert good.statuses == {200: len(good.answers)} and good.unsent == 0
         assert len(seen.answers) >= 0.9 * RATE * SECONDS, "it was a flood"
         every = [(good.began_s + at_s, wait_s) for at_s, _, wait_s in good.answers]
         waits = undisturbed(every, witness.stalls)
-        spans = [(began_s, ended_s), (flooded_s, flooded_s + SECONDS)]
-        if any(witness.share(span) > FIT for span in spans):
-            return [], [], seen
-        return blocks(waits, spans[:1]), blocks(waits, spans[1:]), seen
+        (quiet_span, quiet_share), (flooded_span, flooded_share) = in_quiet, in_flood
+        still = max(witness.share(quiet_span), witness.share(flooded_span))
+        found = blocks(waits, [quiet_span]), blocks(waits, [flooded_span])
+        return Round(*found, seen, quiet_share, flooded_share, still)
+
+    def worked(self, seconds: float) -> tuple[Span, float]:
+        """The next so many seconds, and how much of them the loop was on a core, without the checks of bcrypt."""
+        assert self.gateway.process is not None
+        begin_s, before_s = time.monotonic(), thread_cpu_s(self.gateway.process.pid)
+        time.sleep(seconds)
+        end_s, after_s = time.monotonic(), thread_cpu_s(self.gateway.process.pid)
+        return (begin_s, end_s), (after_s - before_s) / (end_s - begin_s)
 
     def not_noticed(self, flood: str, more: str = ELSEWHERE) -> surge.Summary:
-        """The flood leaves the good key's p99 within twice that of quiet; what it saw, the last time."""
-        quiet: Blocks = []
-        flooded: Blocks = []
-        found, fit = None, 0
-        least, most = self.rounds
+        """A good key's p99, as the table says; what the flood saw, the last time."""
+        return (self._strictly if self.strict else self._anywhere)(flood, more)
+
+    def _strictly(self, flood: str, more: str) -> surge.Summary:
+        least, most = STRICT_ROUNDS
+        fit: list[Round] = []
         for _ in range(most):
-            time.sleep(REST_S)
-            more_quiet, more_flooded, seen = self.round(flood, more)
-            if not more_quiet:
-                continue
-            fit += 1
-            quiet += more_quiet
-            flooded += more_flooded
-            if fit >= least:
-                found = rise(quiet, flooded)
-                quiet_s, flooded_s = tail(quiet).p99_s(), tail(flooded).p99_s()
-                within = self.tick_s > 0 and flooded_s <= (1 + ALLOWED) * quiet_s + self.tick_s
-                if within or found.below(ALLOWED) or (found.above(ALLOWED) and not self.tick_s):
+            last = self.round(flood, more)
+            fit += [last] if last.still <= FIT else []
+            if len(fit) >= least:
+                found = rise(sum((one.quiet for one in fit), []), sum((one.flooded for one in fit), []))
+                if found.below(ALLOWED) or found.above(ALLOWED):
                     break
-        if found is None:
-            self.unjudged.append(f"beside {flood}: {fit} of {most} rounds were fit")
-            return seen
-        p99s = f"{quiet_s * 1e3:.2f} to {flooded_s * 1e3:.2f} ms"
-        told = f"p99 of a good key beside {flood}: {p99s}, {found} in {fit} rounds"
+        if len(fit) < least:
+            self.unjudged.append(f"beside {flood}: {len(fit)} of {most} rounds were fit")
+            return last.seen
+        told = f"a good key beside {flood}: {found} in {len(fit)} rounds: " + "; ".join(map(str, fit))
         print(told)
-        assert within or (found.measured < ALLOWED and not found.above(ALLOWED)), told
-        return seen
+        assert found.measured < ALLOWED and not found.above(ALLOWED), told
+        return last.seen
+
+    def _anywhere(self, flood: str, more: str) -> surge.Summary:
+        rounds: list[Round] = []
+        while len(rounds) < MOST_ROUNDS:
+            rounds.append(self.round(flood, more))
+            fit = [one for one in rounds if one.still <= FIT and one.flooded_share <= ROOM]
+            dear = min(one.cost for one in rounds) > MOST_COST
+            if not dear and any(one.good for one in fit):
+                break
+        told = f"a good key beside {flood}: " + "; ".join(map(str, rounds))
+        print(told)
+        assert not dear, told
+        if not any(one.good for one in fit):
+            assert len(fit) < ROUNDS, told
+            self.unjudged.append(told)
+        return rounds[-1].seen
 
     def end(self) -> None:
         """The last thing that a test does."""
@@ -168,7 +226,7 @@ class House:
 @pytest.fixture(scope="module", autouse=True)
 def _floor(pytestconfig: pytest.Config) -> None:
     if pytestconfig.getoption("--no-floor"):
-        House.tick_s, House.rounds = 0.0, ROUNDS
+        House.strict = True
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -176,6 +234,12 @@ def _files() -> None:
     """The daemon has a file for each connection."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def thread_cpu_s(pid: int) -> float:
+    """CPU of a process' first thread so far; of a gateway that is the loop's."""
+    fields = Path(f"/proc/{pid}/task/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def sqlite(folder: Path) -> str:
