@@ -16,6 +16,7 @@ from tests.chaos.world import BREAKER, Plan, World, limits
 pytestmark = pytest.mark.alone
 
 SHORT = Plan(rounds=1, warm_s=0.8, quiet_s=1.6, fault_s=4.0, other_rate=120.0)
+LOOKS = 1, 2, 3
 LENIENT = {"rise": 0.5, "floor_s": 0.025, "grace_s": 0.25}  # CI's machine is anybody's
 
 
@@ -56,7 +57,7 @@ def test_one_failing_backend_changes_nothing_for_the_others_and_leaves_nothing_b
     """Others: no error, no slower. Its clients: the contract's answers. Then: memory, sockets, threads as before."""
     with World(tmp_path, SHORT) as world:
         for cell in CELLS:
-            verdict = measure(world, cell, runs=3, **LENIENT)
+            verdict = measure(world, cell, LOOKS, **LENIENT)
             assert verdict.green, (cell[0].name, cell[1], verdict)
 
 
@@ -66,7 +67,7 @@ def test_each_other_fault_of_all_instances_gets_the_contracts_answers_and_is_rec
     """And the others notice nothing, and nothing stays behind: what the matrix asks, of the faults not tested above."""
     with World(tmp_path, QUICK) as world:
         for each in REST:
-            verdict = measure(world, (each, ALL), runs=3, **LENIENT)
+            verdict = measure(world, (each, ALL), LOOKS, **LENIENT)
             assert verdict.green, (each.name, verdict)
 
 
