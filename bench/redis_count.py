@@ -24,8 +24,8 @@ class RedisCount:
         self._command("FLUSHALL")
 
     def counted(self) -> int:
-        """The sum of all counters of users; 0 when the limiter does not keep them here."""
-        keys = [key.decode() for key in self._command("KEYS", "*user-*")]
+        """The sum of all counters of users; 0 when the limiter does not keep them here. Spreads are no counters."""
+        keys = [key.decode() for key in self._command("KEYS", "*user-*") if not key.startswith(b"spread")]
         return sum(int(value or 0) for value in self._command("MGET", *keys)) if keys else 0
 
     def script_calls(self) -> int:

@@ -72,8 +72,8 @@ def _span(values: dict[str, float] | None, digits: int) -> str:
     return f"{middle} ({low}-{high})"
 
 
-def write(name: str, results: Results | None, sections: dict[str, Any], settings: dict[str, Any]) -> Path:
-    """Writes bench/results/NAME.json; the file."""
+def write(folder: Path, name: str, results: Results | None, sections: dict[str, Any], settings: dict[str, Any]) -> Path:
+    """Writes NAME.json; the file."""
     content: dict[str, Any] = {
         "made": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "commit": _output(["git", "-C", str(REPOSITORY), "rev-parse", "HEAD"]),
@@ -87,8 +87,8 @@ def write(name: str, results: Results | None, sections: dict[str, Any], settings
             "summary": summary(results), "samples": results.samples, "skipped": results.skipped,
             "failed": results.failed, "remarks": results.remarks,
         }  # fmt: skip
-    FOLDER.mkdir(exist_ok=True)
-    file = FOLDER / f"{name}.json"
+    folder.mkdir(exist_ok=True)
+    file = folder / f"{name}.json"
     file.write_text(json.dumps(content, indent=1))
     return file
 

@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import time
+from pathlib import Path
 
 import comparison
 import identity_cost
@@ -38,6 +39,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--memory", action="store_true", help="only resident memory: 5,000 routes, 5,000 connections")
     parser.add_argument("--routes", action="store_true", help="only the cost of 5,000 routes against 50")
     parser.add_argument("--identity", action="store_true", help="only what tokens, API keys and tiers add to a request")
+    parser.add_argument("--results", type=Path, default=report.FOLDER, help="the folder of the figures in JSON")
     options = parser.parse_args()
     options.names = options.peers.split(",") if options.peers else list(QUICK if options.quick else DEFAULT)
     unknown = [name for name in options.names if name not in ALL]
@@ -76,7 +78,7 @@ def main() -> int:
         "peers": options.names,
         "tokens": options.tokens,
     }
-    file = report.write(name, results, sections, settings)
+    file = report.write(options.results, name, results, sections, settings)
     print(
         f"\n{file.relative_to(os.getcwd()) if file.is_relative_to(os.getcwd()) else file}, "
         f"{time.monotonic() - started_s:.0f} s"
