@@ -34,7 +34,7 @@ from apigw.errors import GatewayError, StoreDown
 from apigw.ports import WallClock
 from apigw.stages.authentication import AuthenticationUnavailable
 
-_WRONG_S: Final = 60.0
+WRONG_S: Final = 60.0
 _NO_KEY_S: Final = 10.0  # an id that is no key now may be one soon: it works this much later at the latest
 _PROOF_S: Final = 30 * 86_400.0  # true for ever; memory is not for keys that nobody shows for a month
 _TRIES: Final = 3  # a key that changes each time it is looked at is not let in
@@ -81,7 +81,7 @@ class Examination:
         self._checks = checks
         self._changes = changes
         self._learned = learned
-        self._wrong: Remembered[str, bool] = Remembered(MAX_REFUSED, _WRONG_S)  # by digest
+        self._wrong: Remembered[str, bool] = Remembered(MAX_REFUSED, WRONG_S)  # by digest
         self._no_key: Remembered[str, str] = Remembered(MAX_REFUSED, _NO_KEY_S)  # id: why
         self._proofs: Remembered[str, str] = Remembered(MAX_PROOFS, _PROOF_S)  # digest: hash that it belongs to
         self._behind: set[Deferred[None]] = set()

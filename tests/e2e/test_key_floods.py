@@ -25,6 +25,7 @@ import pytest
 from attrs import frozen
 
 from apigw.adapters.api_key_cases import HOLD_S
+from apigw.adapters.api_key_examination import WRONG_S
 from apigw.adapters.key_store import KeyStore
 from tests.e2e import surge
 from tests.e2e.conftest import Change, Launch
@@ -313,14 +314,16 @@ def test_the_owner_of_a_flooded_id_gets_in_where_redis_has_the_key(
 
 @pytest.mark.slow
 def test_one_wrong_key_again_and_again_is_checked_once(launch: Launch, quick_backend: int, tmp_path: Path) -> None:
-    """It is remembered, so no check runs while the flood does; and a malformed key never gets one."""
+    """It is remembered for a minute, so no check runs while the flood does; and a malformed key never gets one."""
     house = House(launch, sqlite(tmp_path), quick_backend)
     wrong = FLOODS["same"][1].replace("{victim}", house.victim.record.key_id).split()[1]
     assert house.gateway.ask("GET", "/keyed/x", ("X-API-Key", wrong)).status == 401
+    refused_s = time.monotonic()
     for flood in ("same", "malformed"):
         seen = house.not_noticed(flood)
         assert seen.statuses == {401: len(seen.answers)} and seen.wait_s(0.01) > 0.95
-        assert house.most == {"running": 0, "queued": 0}
+        minutes = int((time.monotonic() - refused_s) / WRONG_S)  # many rounds take more than one
+        assert house.most["queued"] == 0 and house.most["running"] <= min(1, minutes)
     house.end()
 
 
