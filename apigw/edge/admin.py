@@ -26,7 +26,7 @@ MAX_CONNECTIONS: Final = 100
 CONNECTION_S: Final = 15.0  # a connection's whole life: one request and its answer
 MAX_REQUEST_BYTES: Final = 65_536  # head and body; nothing here takes a body
 MAX_LOOP_LAG_S: Final = 0.05  # contract section 11
-_TURN_S: Final = 0.0005  # of a page in parts, in one turn of the loop
+_TURN_S: Final = 0.0005  # of pages in parts, in one turn of the loop
 _MAX_REGISTRIES: Final = 20  # that are down and named on /readyz; /status has all
 
 _JSON: Final = b"application/json"
@@ -139,8 +139,13 @@ def _send(body: bytes | None, request: Any) -> None:
         request.finish()
 
 
-def _in_parts(clock: IReactorTime, content_type: bytes, parts: Callable[[], Iterator[bytes]]) -> "Deferred[Answer]":
-    """All parts, made _TURN_S of them in a turn of the loop. Cancelled: fails with TaskStopped, no more are made."""
+def _turns(clock: IReactorTime) -> Cooperator:
+    """Pages in parts take _TURN_S of a turn of the loop, however many are made at once."""
+    return Cooperator(lambda: _until(clock, _TURN_S), lambda call: clock.callLater(0, call))
+
+
+def _in_parts(turns: Cooperator, content_type: bytes, parts: Callable[[], Iterator[bytes]]) -> "Deferred[Answer]":
+    """All parts, some of them in a turn. Cancelled: fails with TaskStopped, and no more are made."""
     made: list[bytes] = []
 
     def making() -> Iterator[None]:
@@ -148,7 +153,7 @@ def _in_parts(clock: IReactorTime, content_type: bytes, parts: Callable[[], Iter
             made.append(part)
             yield
 
-    task = Cooperator(lambda: _until(clock, _TURN_S), lambda call: clock.callLater(0, call)).cooperate(making())
+    task = turns.cooperate(making())
     whole: Deferred[Answer] = Deferred(lambda _: task.stop())
     task.whenDone().addCallbacks(lambda _: whole.callback((200, content_type, b"".join(made))), whole.errback)
     return whole
@@ -221,7 +226,7 @@ def make_admin_site(
     root = _Root()
     root.putChild(b"healthz", _Page(lambda: (200, _TEXT, b"alive\n")))
     root.putChild(b"readyz", _Page(lambda: _readiness_answer(ready())))
-    root.putChild(b"metrics", _Page(partial(_in_parts, reactor, _METRICS, metrics)))
+    root.putChild(b"metrics", _Page(partial(_in_parts, _turns(reactor), _METRICS, metrics)))
     root.putChild(b"status", _Page(lambda: (200, _JSON, _json(status()))))
     root.putChild(b"config", _Page(lambda: (200, _JSON, _json(config()))))
     site = Site(root, timeout=CONNECTION_S, reactor=reactor, parsePOSTFormSubmission=False)

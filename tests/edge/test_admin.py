@@ -2,12 +2,14 @@
 
 import json
 import socket
+from functools import partial
 from typing import Any, Iterator, Mapping
 
 import pytest
 import pytest_twisted
 from twisted.internet import defer, endpoints, protocol, reactor
 from twisted.internet.error import CannotListenError
+from twisted.internet.task import Clock, TaskStopped
 
 from apigw.edge import admin
 from apigw.edge.admin import AdminService, Readiness, judge_readiness, make_admin_site
@@ -177,6 +179,32 @@ async def test_others_run_while_a_long_page_is_made(service: AdminService, pages
     lines = body.splitlines()
     assert status == 200 and lines == [b"%d" % number for number in range(len(lines))]
     assert 1 <= len(lines) < 1_000_000
+
+
+def test_long_pages_that_are_made_at_once_share_a_turn() -> None:
+    """Else a hundred scrapes would hold the loop up a hundred times as long as one."""
+    clock = Clock()
+    turns = admin._turns(clock)
+    made: list[int] = []
+
+    def parts(page: int) -> Iterator[bytes]:
+        while True:
+            clock.rightNow += admin._TURN_S * 0.4
+            made.append(page)
+            yield b""
+
+    pages = [admin._in_parts(turns, b"", partial(parts, page)) for page in range(100)]
+    for turn in (1, 2):
+        (call,) = clock.getDelayedCalls()
+        run = call.func  # once; the clock would go on for as long as calls without delay come
+        call.cancel()
+        run()
+        assert len(made) == 3 * turn, "what began within the time, of all pages together"
+    assert len(set(made)) == 6, "each gets its turn"
+    for page in pages:
+        page.addErrback(lambda failure: failure.trap(TaskStopped))
+        page.cancel()
+    assert clock.getDelayedCalls() == [] and len(made) == 6
 
 
 @pytest_twisted.ensureDeferred
