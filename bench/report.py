@@ -87,7 +87,7 @@ def write(folder: Path, name: str, results: Results | None, sections: dict[str, 
             "summary": summary(results), "samples": results.samples, "skipped": results.skipped,
             "failed": results.failed, "remarks": results.remarks,
         }  # fmt: skip
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{name}.json"
     file.write_text(json.dumps(content, indent=1))
     return file

@@ -31,8 +31,6 @@ from apigw.ports import LogSink
 
 _ROWS: Final = 100  # some 50 us
 
-CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
-
 Value = Callable[[], float | None]  # None: nothing to say yet, no sample
 Rows = Callable[[], Iterable[Row]]
 
@@ -153,7 +151,7 @@ class Metrics:
             raise ValueError(f"{name} is watched already")
 
     def parts(self) -> Iterator[bytes]:
-        """All series as Prometheus' text format (CONTENT_TYPE), _ROWS lines or a histogram at a time.
+        """All series as Prometheus' text format, _ROWS lines or a histogram at a time.
 
         Thousands of routes take longer than the loop may be away, so others may run between two parts; what they count
         is in the parts to come. A failing callable costs its own series only.

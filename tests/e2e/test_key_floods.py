@@ -131,7 +131,7 @@ class House:
     def begun(self, target: str, head: str, gateway: Gateway | None = None) -> "subprocess.Popen[str]":
         """A flood, all of whose connections are open and whose first refusals come back. gateway: another one.
 
-        Meanwhile `most` bcrypt checks are seen: not later, since the loop is out for as long as it writes its metrics.
+        Meanwhile `most` bcrypt checks are seen: not later, since to write its metrics costs the loop time.
         """
         head = head.replace("{victim}", self.victim.record.key_id)
         flood = surge.clients(
