@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import strategies
 
 if "twisted.internet.reactor" not in sys.modules:
     from apigw.net.reactor import install
@@ -25,6 +26,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "slow: takes more than 5 s; leave it out with -m 'not slow'")
     config.addinivalue_line("markers", "alone: measures; runs while no other test does")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _table_of_characters() -> None:
+    """Hypothesis makes one in a fresh clone, of up to a second, which it would call the first example too slow for."""
+    strategies.text().validate()
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

@@ -24,6 +24,7 @@ def origin() -> Iterator[Origin]:
 def quick_backend() -> Iterator[int]:
     """The port of a backend that is never the bottleneck."""
     process = surge.start("backend")
+    surge.first(process.pid)
     assert process.stdin is not None and process.stdout is not None
     yield int(process.stdout.readline())
     process.stdin.close()

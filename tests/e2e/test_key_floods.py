@@ -1,9 +1,11 @@
 """Floods of wrong API keys, a thousand a second, through the real daemon: what a good key notices, what bcrypt gets.
 
 Each kind of flood comes from another address than the good key does (a trusted proxy says so), so that no limit of an
-address hides what it costs. Quiet seconds and seconds of the flood alternate. Who is measured and who measures goes
-before all else that the machine has to do. What falls into a moment at which it stood still is left out, and a round in
-which it often did is not fit to tell a p99 (witness.py): cores that others want too work at half their speed then.
+address hides what it costs. Quiet seconds and seconds of the flood alternate. The gateway, its backend and the client
+that measures go before the flood's own process, and that before all else that the machine has to do: a flood comes over
+a network, and a good key does not wait for the making of it. What falls into a moment at which the machine stood still
+is left out, and a round in which it often did is not fit to tell a p99 (witness.py): cores that others want too work at
+half their speed then.
 
 The issue's bound is twice the p99 of quiet.
 
@@ -138,7 +140,7 @@ class House:
             port=(gateway or self.gateway).http, target=target, head=head, rate=RATE, connections=CONNECTIONS,
             seconds=SECONDS + BEGIN_S,
         )  # fmt: skip
-        surge.first(flood.pid)  # its requests come evenly, as they do over a network
+        surge.first(flood.pid, surge.ASIDE)  # its requests come evenly, as they do over a network
         begun_s = time.monotonic() + BEGIN_S
         while time.monotonic() < begun_s - REST_S / 4:
             time.sleep(0.1)

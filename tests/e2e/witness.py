@@ -30,7 +30,7 @@ from tests.e2e.tails import Span
 TICK_S = 0.0005
 LATE_S = 0.0002  # a wake of a core that is awake takes 0.04 to 0.1 ms
 MOST_S = 900.0
-PRIORITY = 2  # surge.first() has 1
+PRIORITY = 3  # above surge.MEASURED
 
 
 class Witness:
