@@ -33,6 +33,7 @@ DOWN_INTERVAL_S = 10.0  # an instance that is down is asked at least as often, h
 FIRST_CHECKS_PER_S = 100.0  # after a start; a check is half a millisecond of the loop
 _FIRST_CHECKS_WITHIN_S = 1.0
 _LONGEST_SLEEP_S = 1.0
+_REST_S = 0.01  # from the end of a check to the next: both take 0.1 to 0.3 ms of the loop, which is free in between
 
 Probe = Callable[[str, int, str, float], "Deferred[int]"]  # host, port, path, timeout_s -> status, or ProbeFailed
 
@@ -144,8 +145,9 @@ class HealthCheck(Poller):
         elif not answer.check(NotAsked):
             member.check_s = latency_s
             self._failed(member, answer.getErrorMessage() or type(answer.value).__name__)
-        if self._due_s.get(member, now_s + 1.0) <= now_s:  # its next turn came while this one lasted
-            self._turn(member, now_s)
+        rested_s = now_s + _REST_S
+        if self._due_s.get(member, rested_s) < rested_s:  # its next turn came while this one lasted, or comes at once
+            self._turn(member, rested_s)
 
     def _broke(self, failure: Failure) -> None:
         log.failure("{name}: a check was not judged", failure=failure, name=self._pool.backend.name)

@@ -183,6 +183,21 @@ def test_a_probe_that_hangs_is_not_asked_again_beside_itself() -> None:
     assert [host for host, _ in world.asked].count("10.0.0.1") > 1
 
 
+def test_the_loop_is_free_between_a_check_that_took_its_whole_interval_and_the_next() -> None:
+    """A request that comes meanwhile waits for one of them, not for both."""
+    world = World(interval_s=1.0)
+    world.run(3)
+    hangs = world.answers["10.0.0.1"] = Deferred()
+    world.run(3)
+    world.answers["10.0.0.1"] = 200
+    before = world.times("10.0.0.1")
+    hangs.errback(TimeoutError())
+    world.clock.advance(0.009)
+    assert world.times("10.0.0.1") == before
+    world.clock.advance(0.002)
+    assert world.times("10.0.0.1") == before + 1
+
+
 def test_a_probe_that_raises_at_once_is_a_failure_like_others() -> None:
     """The instance goes out, the others are asked as ever, and it comes back when the probe can ask."""
     world = World(interval_s=1.0)
