@@ -10,8 +10,8 @@ A wait is counted from the moment at which the request was due, also when no con
 whole milliseconds, and up to one of them is in a wait; `exact` sleeps are to the microsecond.
 
 Requests are due in even steps; those of `exact` clients, which measure, at a moment within each step that is drawn.
-In even steps they would keep step with all that comes evenly, too: checks each half second, a thousand refusals a second.
-Either each of those met a request or hardly any did, for a whole run, and its p99 told nothing but that.
+In even steps they would keep step with all that comes evenly, too: checks each half second, a thousand refusals a
+second. Either each of those met a request or hardly any did, for a whole run, and its p99 told nothing but that.
 """
 
 import json
