@@ -11,6 +11,7 @@ Note [When an instance is asked]
   instances at k/n of the interval, moved by a part that is drawn once a process and backend, so that neither the
   instances of a backend nor the gateways of a fleet are asked in step. One that is DOWN is asked at least every
   DOWN_INTERVAL_S, and a first success is confirmed after half of that: back within one and a half intervals.
+  A check that lasts until the next one is due is followed after _REST_S, not in the same turn of the loop.
   What the gateway could not ask (it has no descriptor left) says nothing.
 """
 
