@@ -381,6 +381,8 @@ async def test_a_failover_by_hand_costs_no_check() -> None:
         await until(lambda: len(run.counters.nodes()) == 3, loop, 5)
         old = servers.masters[0]
         await until(lambda: old.command("ROLE")[0] == b"slave" and old.command("ROLE")[3] == b"connected", loop, 15)
+        # a master does not hear a failover asked for by a node that it does not know to be its replica yet
+        await until(lambda: old.id.encode() in b"".join(replica.command("CLUSTER", "REPLICAS", replica.id)), loop, 15)
         old.command("CLUSTER", "FAILOVER")
         await until(lambda: old.command("ROLE")[0] == b"master", loop, 15)
         assert isinstance(await run.take(one), Counted)
