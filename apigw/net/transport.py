@@ -12,7 +12,8 @@ Note [Sends at the end of the turn]
     OPEN      -> loseConnection() -> FLUSHING -> all sent -> LINGERING -> peer's FIN or LINGER_S -> DEAD
     any       -> abortConnection() or an error -> DEAD
     OPEN      -> a write fails -> BROKEN -> a turn later -> DEAD
-In FLUSHING and later nothing that arrives reaches the protocol: what was refused stays refused.
+In FLUSHING and later nothing that arrives reaches the protocol: what was refused stays refused. But a protocol with
+`hears_last_words` gets what a peer said before it took no more: a backend may answer an upload and close (RFC 9112 9.5).
 """
 
 import socket
@@ -35,6 +36,7 @@ _COUNT = struct.Struct("i")
 _NO_COUNT = bytes(_COUNT.size)
 _SEND_MAX_BYTES = 262_144
 _GATHER_BYTES = 16_384  # pieces below it that wait are sent together
+_LAST_READS = 16  # of READ_BYTES each, of what a peer said before it took no more
 
 OPEN, FLUSHING, LINGERING, BROKEN, DEAD = range(5)
 
@@ -113,6 +115,24 @@ class TCPTransport:
         elif self.state == OPEN:
             if len(data) == READ_BYTES:
                 self._unsure = True
+            self.protocol.dataReceived(data)
+        elif self.state == BROKEN and self._heard_to_the_end():
+            self.protocol.dataReceived(data)
+
+    def _heard_to_the_end(self) -> bool:
+        return self._reading and getattr(self.protocol, "hears_last_words", False)
+
+    def _last_words(self) -> None:
+        """Sending failed: give the protocol what had come by then, if it wants that and is not paused."""
+        for _ in range(_LAST_READS):
+            if not self._heard_to_the_end():
+                return
+            try:
+                data = self._recv(READ_BYTES)
+            except OSError:
+                return
+            if not data:
+                return
             self.protocol.dataReceived(data)
 
     def _ended(self) -> None:
@@ -213,7 +233,8 @@ class TCPTransport:
         except (BlockingIOError, InterruptedError):
             pass
         except OSError as error:
-            self._lose(ConnectionLost(str(error)))
+            self.state, self._broken = BROKEN, str(error)
+            self._linger_over()
             return
         if not out:
             self._writing = False
@@ -274,7 +295,11 @@ class TCPTransport:
 
     def _linger_over(self) -> None:
         self._linger = None
-        self._lose(ConnectionDone())
+        try:
+            if self.state == BROKEN:
+                self._last_words()
+        finally:
+            self._lose(ConnectionDone())
 
     def abortConnection(self) -> None:
         """Close now with a RST: what was written goes out if the kernel takes it, and is seen to be cut."""

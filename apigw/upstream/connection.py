@@ -40,6 +40,8 @@ class ReplySink(Protocol):
 class UpstreamConnection:
     """A Twisted protocol by duck type. `reused` tells a stale idle connection from a fresh failure."""
 
+    hears_last_words = True  # net/transport.py: an answer to an upload that the backend does not read to its end
+
     __slots__ = (
         "pool",
         "member",

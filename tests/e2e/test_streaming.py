@@ -1,6 +1,7 @@
 """Bodies in both directions: as they come, bounded in memory, and never whole when they were cut."""
 
 import asyncio
+import contextlib
 import threading
 import time
 import uuid
@@ -166,6 +167,25 @@ def test_an_answer_before_the_whole_request_ends_the_connection(streams: Gateway
         reply = client.response("POST")
         assert (reply.status, reply.body, reply.complete) == (403, b"stop", True)
         assert reply.get("Connection") == "close"
+
+
+def test_a_backend_that_answers_an_upload_and_closes_is_heard(streams: Gateway, origin: Origin) -> None:
+    """It closes with what it did not read: a RST, which may be found by a send before the answer is read."""
+
+    async def hasty(seen: Seen, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 413 Too Large\r\nContent-Length: 3\r\nConnection: close\r\n\r\nbig")
+        await writer.drain()
+        writer.close()
+
+    origin.on("/big/hasty", hasty)
+    for _ in range(40):
+        with streams.client() as client:
+            with contextlib.suppress(OSError):
+                client.send(
+                    b"POST /big/hasty HTTP/1.1\r\nHost: gw.test\r\nContent-Length: 2000000\r\n\r\n" + b"e" * 2_000_000
+                )
+            reply = client.response("POST")
+            assert (reply.status, reply.body, reply.complete) == (413, b"big", True)
 
 
 BROKEN = {

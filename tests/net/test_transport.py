@@ -1,5 +1,6 @@
 """The TCP transport over real sockets: what is sent, held, dropped, and how connections end."""
 
+import select
 import socket
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest_twisted
 from twisted.internet.error import ConnectionDone, ConnectionLost
 
 from apigw.constants import LINGER_S, READ_BYTES, WRITE_HIGH_WATER_BYTES, WRITE_LOW_WATER_BYTES
-from apigw.net.transport import DEAD, FLUSHING, LINGERING, OPEN
+from apigw.net.transport import BROKEN, DEAD, FLUSHING, LINGERING, OPEN
 
 from .conftest import drain
 
@@ -364,6 +365,38 @@ async def test_a_fin_that_waited_behind_a_failed_write_does_not_make_it_a_clean_
     transport.resumeProducing()
     await net.until(lambda: protocol.lost)
     assert protocol.lost[0].check(ConnectionLost)
+
+
+@run
+@pytest.mark.parametrize("hears", [True, False])
+async def test_what_a_peer_said_before_it_took_no_more_is_heard_by_who_wants_it(net: Any, hears: bool) -> None:
+    """A backend that refuses an upload answers and closes: what is still on its way to it draws a RST."""
+    transport, protocol, client = net.tcp()
+    protocol.hears_last_words = hears
+    client.send(b"an answer")
+    client.close()
+    transport.write(b"x")  # draws a RST, before the loop has read
+    transport._send_turn()
+    await net.until(lambda: select.select([], [transport._socket], [], 0)[1])
+    transport.write(b"x")
+    transport._send_turn()
+    assert transport.state == BROKEN
+    await net.until(lambda: protocol.lost)
+    assert protocol.lost[0].check(ConnectionLost)
+    assert protocol.received == (b"an answer" if hears else b"")
+
+
+@run
+async def test_last_words_are_heard_behind_a_long_write_too(net: Any) -> None:
+    transport, protocol, client = net.tcp(SMALL)
+    protocol.hears_last_words = True
+    transport.write(b"x" * 3_000_000)
+    await net.until(transport.blocked_bytes)
+    client.send(b"an answer")
+    client.close()  # with unread bytes: a RST
+    transport.doWrite()
+    await net.until(lambda: protocol.lost)
+    assert protocol.received == b"an answer" and protocol.lost[0].check(ConnectionLost)
 
 
 @run
