@@ -31,8 +31,8 @@ from apigw.stages.scopes import RequiredScopes
 from apigw.stages.self_answer import SelfAnswer
 from apigw.stages.shadow_limit import ShadowLimit
 from apigw.upstream.gate import Gate
+from apigw.upstream.leaf import Proxy
 from apigw.upstream.pool import Pool
-from apigw.upstream.proxy import Proxy
 
 
 @frozen

@@ -21,7 +21,7 @@ from apigw.net.deadlines import Deadlines
 from apigw.pipeline import PipelineError, StageResource, compose
 from apigw.stages.routing import RouteNotFound
 from apigw.testing import small_snapshot
-from apigw.upstream.proxy import Proxy
+from apigw.upstream.leaf import Proxy
 from tests.corpus import forge
 
 NOW_S = 1_800_000_000

@@ -57,7 +57,7 @@ class Channel:
         "_buffered",
         "_blocked",
         "_heads",
-        "_pace",
+        "pace",
         "_seen",
         "_idle",
         "_idle_since_s",
@@ -89,7 +89,7 @@ class Channel:
             return
         self.transport = transport
         self._heads = HeadReader()
-        self._pace = Pace(transport)
+        self.pace = Pace(transport)
         self._buffered: Callable[[], int] = getattr(transport, "buffered_bytes", _nothing)
         self._blocked: Callable[[], int] = getattr(transport, "blocked_bytes", self._buffered)
         transport.on_blocked = self._not_taken
@@ -106,7 +106,7 @@ class Channel:
         if request is None:
             self._parse()
         elif len(self._input) > MAX_PIPELINED_BYTES:
-            self._pace.hold(PIPELINE)
+            self.pace.hold(PIPELINE)
 
     def connectionLost(self, reason: Any) -> None:
         self.closing = True
@@ -147,7 +147,7 @@ class Channel:
         if self._idle is not None:
             self._idle.pop(self.idle_over, None)
         self._idle = None
-        if self._request is None and self._timeout is None and not self._pace.reasons and not self.closing:
+        if self._request is None and self._timeout is None and not self.pace.reasons and not self.closing:
             left_s = self._idle_since_s + self.site.keepalive_s() - self.site.clock.seconds()
             if left_s > 0:
                 self._idle = self.site.deadlines.add(left_s, self.idle_over)
@@ -163,7 +163,7 @@ class Channel:
         request = self._request
         if request is None or request.body.complete:
             return
-        if self._pace.paused or request.body.received - self._progress >= MIN_PROGRESS_BYTES:
+        if self.pace.paused or request.body.received - self._progress >= MIN_PROGRESS_BYTES:
             self._progress = request.body.received
             self._deadline(self.site.limits.body_timeout_s, self._body_over)
             return
@@ -188,33 +188,33 @@ class Channel:
 
     def _may_begin(self, left: int) -> bool:
         """A request is not begun while the client does not take the answers before it, or when others wait."""
-        if self._pace.reasons:
+        if self.pace.reasons:
             return False
         if self._buffered() > WRITE_HIGH_WATER_BYTES:
-            self._pace.hold(ANSWERS)
+            self.pace.hold(ANSWERS)
             AnswersTaken(self.transport, self._answers_taken)
             return False
         if left <= 0:
-            self._pace.hold(TURN)
+            self.pace.hold(TURN)
             self.site.later(self._next_turn)
             return False
         return True
 
     def _next_turn(self) -> None:
         if not self.closing:
-            self._pace.reasons &= ~TURN
+            self.pace.reasons &= ~TURN
             self._parse()
 
     def _answers_taken(self) -> None:
         if not self.closing:
-            self._pace.reasons &= ~ANSWERS
+            self.pace.reasons &= ~ANSWERS
             self._parse()
 
     def _settle(self) -> None:
         """After all input at hand was looked at: the deadline of an idle connection, and whether to read on."""
         if self.closing or self._parsing:
             return
-        pace = self._pace
+        pace = self.pace
         if len(self._input) <= MAX_PIPELINED_BYTES:
             pace.reasons &= ~PIPELINE
         if self._request is None and self._timeout is None and not pace.reasons:
@@ -301,32 +301,32 @@ class Channel:
             if self._request is None:
                 self._parse()
         elif body.more:
-            self._pace.hold(CHUNKS)
+            self.pace.hold(CHUNKS)
             self.site.later(lambda: self._body_goes_on(request))
         elif body.held > self.site.limits.buffer_body_bytes:
-            self._pace.hold(NO_TAKER)
+            self.pace.hold(NO_TAKER)
         self._settle()
 
     def _body_goes_on(self, request: Request) -> None:
-        if self._request is request and not self.closing and not self._pace.reasons & BACKEND:
-            self._pace.reasons &= ~CHUNKS
+        if self._request is request and not self.closing and not self.pace.reasons & BACKEND:
+            self.pace.reasons &= ~CHUNKS
             self._body(request, b"")
 
     def body_wanted(self) -> None:
         """There is a connection to a backend for what still comes of the body."""
-        self._pace.reasons &= ~NO_TAKER
+        self.pace.reasons &= ~NO_TAKER
         self._settle()
 
     def pauseProducing(self) -> None:
         """The backend does not take the body as fast as it comes."""
         if not self.closing:
-            self._pace.hold(BACKEND)
+            self.pace.hold(BACKEND)
 
     def resumeProducing(self) -> None:
         """The backend takes more of the body."""
         if self.closing:
             return
-        pace, request = self._pace, self._request
+        pace, request = self.pace, self._request
         pace.reasons &= ~BACKEND
         if pace.reasons & CHUNKS and request is not None:
             self.site.later(lambda: self._body_goes_on(request))
@@ -371,7 +371,7 @@ class Channel:
         if not request.keep_alive or self.closing:
             self.close()
             return
-        self._pace.reasons = 0
+        self.pace.reasons = 0
         self._parse()
 
     # -- ending

@@ -17,6 +17,7 @@ from twisted.python.failure import Failure
 from apigw.core.cors import reply_lines as cors_lines
 from apigw.core.trace import Randomness, identify
 from apigw.edge.body import RequestBody
+from apigw.edge.pace import BACKEND
 from apigw.errors import Answered, GatewayError
 from apigw.exchange import Exchange
 from apigw.names import SHED
@@ -165,6 +166,11 @@ class Request:
     def request_id(self) -> str:
         identity = self.exchange.identity
         return identity.request_id if identity is not None else "-"
+
+    @property
+    def held_back(self) -> bool:
+        """Whether the backend does not take the body as fast as the client sends it."""
+        return bool(self.channel.pace.reasons & BACKEND)
 
     def ready_body(self, hold_bytes: int, ready: Callable[[], None]) -> None:
         """Call ready() when the body is whole or larger than `hold_bytes`; asks the client for it if it waits."""

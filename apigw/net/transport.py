@@ -12,8 +12,8 @@ Note [Sends at the end of the turn]
     OPEN      -> loseConnection() -> FLUSHING -> all sent -> LINGERING -> peer's FIN or LINGER_S -> DEAD
     any       -> abortConnection() or an error -> DEAD
     OPEN      -> a write fails -> BROKEN -> a turn later -> DEAD
-In FLUSHING and later nothing that arrives reaches the protocol: what was refused stays refused. But a protocol with
-`hears_last_words` gets what a peer said before it took no more: a backend may answer an upload and close (RFC 9112 9.5).
+In FLUSHING and later nothing that arrives reaches the protocol: what was refused stays refused. But one that
+`hears_last_words` gets what its peer said before it took no more: a backend may answer an upload and close.
 """
 
 import socket

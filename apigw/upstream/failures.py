@@ -3,8 +3,12 @@
 `reason` is one of names.UPSTREAM_REASONS; it and `detail` are for the log and the metrics only.
 """
 
+from math import ceil
+
 from apigw.errors import GatewayError
 from apigw.names import SLOW_CLIENT
+from apigw.net.connect import EXHAUSTED, TIMED_OUT
+from apigw.upstream.pool import NO_INSTANCE, POOL_FULL
 
 _RETRY_AFTER_S = 1  # where a place in a pool, or a descriptor, may be free the next moment
 
@@ -29,6 +33,17 @@ def upstream_timeout(backend: str, reason: str, detail: str) -> GatewayError:
         detail=detail,
         extra={"backend": backend},
     )
+
+
+def no_connection(backend: str, reason: str, detail: str, back_in_s: float) -> GatewayError:
+    """Of a pool that could not lend one, by its reason. back_in_s: until an instance may be in rotation again."""
+    if reason == NO_INSTANCE:
+        return unavailable(backend, reason, detail, max(1, ceil(back_in_s)))
+    if reason in (POOL_FULL, EXHAUSTED):
+        return unavailable(backend, reason, detail)
+    if reason == TIMED_OUT:
+        return upstream_timeout(backend, reason, detail)
+    return bad_gateway(backend, reason, detail)
 
 
 def slow_client(detail: str, begun: bool) -> GatewayError:

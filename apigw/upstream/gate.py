@@ -6,10 +6,11 @@
 
 Note [What counts]
   An outcome is read off the exchange that has ended: bad is a 5xx of the backend, and every reason of FAULTS. What the
-  gateway itself refused (pool_full, no_healthy_instance, max_rps), a client that left, and a failure of the client's
-  own body say nothing. A 4xx is a good answer. A connect that failed is bad unless another instance is in rotation that
-  never failed lately: then it is that one instance's fault, which the health check takes out after some failures, and a
-  backend of several instances is not closed to all for the sake of one.
+  gateway itself refused (pool_full, no_healthy_instance, max_rps), a client that left, a failure of the client's own
+  body, and an end that the backend made after its client had held it up for a second say nothing. A 4xx is a good
+  answer. A connect that failed is bad unless another instance is in rotation that never failed lately: then it is that
+  one instance's fault, which the health check takes out after some failures, and a backend of several instances is not
+  closed to all for the sake of one.
 """
 
 from typing import Callable, Final
@@ -140,6 +141,11 @@ class Gate:
             self.breaker.failed(ex.ticket, ex.ended_s)
         else:
             self.breaker.abandoned(ex.ticket, ex.ended_s)
+
+    def spared(self, ex: Exchange) -> None:
+        """An exchange that is about to fail for its client's sake: it is not counted."""
+        self.breaker.abandoned(ex.ticket, self._now_s())
+        ex.gate = None
 
     # -- transitions
 

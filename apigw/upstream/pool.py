@@ -94,10 +94,17 @@ class Pool:
         else:
             self._provide(waiter)
 
+    def refused(self, waiter: Waiter) -> bool:
+        """Whether no instance is in rotation: then the waiter has been told."""
+        if self._balance:
+            return False
+        waiter.pool_failed(NO_INSTANCE, f"no healthy instance of {self.backend.name}", None)
+        return True
+
     def _provide(self, waiter: Waiter) -> None:
         member = self._balance.pick()
         if member is None:
-            waiter.pool_failed(NO_INSTANCE, f"no healthy instance of {self.backend.name}", None)
+            self.refused(waiter)
             return
         if member.open - len(member.idle) >= member.free and member.crowded(self.busy):
             member = self._balance.pick_among(self._has_room) or member

@@ -1,4 +1,4 @@
-"""The leaf of the pipeline: hand the request to an instance, hand its answer back, both as they come.
+"""One request on its way: handed to an instance, its answer handed back, both as they come.
 
     body ready -> connection -> head and body sent -> head of the answer -> body -> end
 One deadline follows: the route's timeout, until the answer's head, and then between its pieces, of which
@@ -8,67 +8,26 @@ The only request sent twice is a GET, HEAD or OPTIONS without a streamed body wh
 before a byte of the answer came: the backend closed an idle connection as we took it (contract section 3).
 """
 
-from math import ceil
-from types import MappingProxyType
-from typing import Any, Callable, Mapping
-
-from twisted.web.resource import IResource
-from twisted.web.server import NOT_DONE_YET
-from zope.interface import implementer
+from typing import TYPE_CHECKING, Any
 
 from apigw.constants import MIN_PROGRESS_BYTES
 from apigw.core.headers import CORS_REPLY, reply_lines
 from apigw.core.http1 import Head
 from apigw.errors import GatewayError
 from apigw.exchange import Exchange
-from apigw.net.connect import EXHAUSTED, TIMED_OUT
-from apigw.net.deadlines import Deadlines
 from apigw.upstream.connection import RESET, UpstreamConnection
-from apigw.upstream.failures import bad_gateway, slow_client, unavailable, upstream_timeout
-from apigw.upstream.gate import CIRCUIT_OPEN, Gate
+from apigw.upstream.failures import bad_gateway, no_connection, slow_client, upstream_timeout
+from apigw.upstream.gate import CIRCUIT_OPEN
 from apigw.upstream.member import Member
 from apigw.upstream.outgoing import request_bytes
-from apigw.upstream.pool import NO_INSTANCE, POOL_FULL, Pool
+
+if TYPE_CHECKING:
+    from apigw.upstream.leaf import Proxy
 
 _REPLAYABLE = frozenset(("GET", "HEAD", "OPTIONS"))
 _NOTHING: frozenset[bytes] = frozenset()
 UPSTREAM_TIMEOUT = "upstream_timeout"
-
-
-@implementer(IResource)
-class Proxy:
-    """Renders a request by its route's backend. `pools` and `gates` have one for each backend of the snapshot.
-
-    on_replay(backend, reason) is told of each attempt that failed and was made again.
-    """
-
-    isLeaf = True
-
-    def __init__(
-        self,
-        clock: Any,
-        deadlines: Deadlines,
-        pools: Mapping[str, Pool],
-        hold_bytes: int,
-        on_replay: Callable[[str, str], None],
-        gates: Mapping[str, Gate] = MappingProxyType({}),
-    ) -> None:
-        self.clock = clock
-        self.deadlines = deadlines
-        self.pools = pools
-        self.hold_bytes = hold_bytes
-        self.on_replay = on_replay
-        self.gates = gates
-
-    def render(self, request: Any) -> int:
-        Proxying(self, request).start()
-        return NOT_DONE_YET
-
-    def getChildWithDefault(self, name: bytes, request: Any) -> "Proxy":
-        return self
-
-    def putChild(self, path: bytes, child: Any) -> None:
-        raise TypeError("the proxy has no children: a route is a row of the route table")
+_HELD_UP_S = 1.0  # by a client; a backend that ends its answer or its request behind that may have had enough of it
 
 
 class Proxying:
@@ -92,10 +51,11 @@ class Proxying:
         "_first_try",
         "_sent",
         "_producing",
-        "_paused",
+        "_paused_s",
+        "_held_up",
     )
 
-    def __init__(self, proxy: Proxy, request: Any) -> None:
+    def __init__(self, proxy: "Proxy", request: Any) -> None:
         ex: Exchange = request.exchange
         route = ex.route
         assert route is not None and route.backend is not None
@@ -116,7 +76,8 @@ class Proxying:
         self._first_try = ""  # how the attempt ended that was made again
         self._sent = b""
         self._producing = False
-        self._paused = False
+        self._paused_s: float | None = None  # since when the client has not taken what comes of the answer
+        self._held_up = False  # it did not for _HELD_UP_S
 
     def start(self) -> None:
         request = self._request
@@ -127,7 +88,7 @@ class Proxying:
         gate = self._proxy.gates.get(self._backend)
         if gate is not None and self.guarded and gate.shut():  # its body is not even asked for
             self._refuse(gate.circuit_refusal())
-        else:
+        elif not self._pool.refused(self):
             request.ready_body(self._proxy.hold_bytes, self._body_ready)
 
     def _refuse(self, refusal: GatewayError) -> None:
@@ -175,16 +136,10 @@ class Proxying:
         self._exchange.instance = instance
         self._end()
         detail = self._told(detail)
-        if reason == NO_INSTANCE:
-            error = unavailable(self._backend, reason, detail, max(1, ceil(self._pool.back_in_s())))
-        elif reason == CIRCUIT_OPEN:
+        if reason == CIRCUIT_OPEN:
             error = self._proxy.gates[self._backend].circuit_refusal()
-        elif reason in (POOL_FULL, EXHAUSTED):
-            error = unavailable(self._backend, reason, detail)
-        elif reason == TIMED_OUT:
-            error = upstream_timeout(self._backend, reason, detail)
         else:
-            error = bad_gateway(self._backend, reason, detail)
+            error = no_connection(self._backend, reason, detail, self._pool.back_in_s())
         self._request.fail(error)
 
     def _told(self, detail: str) -> str:
@@ -261,8 +216,20 @@ class Proxying:
             self._proxy.on_replay(self._backend, reason)
             self._pool.acquire_fresh(connection.member, self)
             return
+        ex = self._exchange
+        if ex.gate is not None and self._client_held_up():
+            ex.gate.spared(ex)
         self._end()
         self._request.fail(bad_gateway(self._backend, reason, self._told(detail)))
+
+    def _client_held_up(self) -> bool:
+        """Whether the backend had to wait for the client for so long that its end says nothing of the backend."""
+        long_ago_s = self._proxy.clock.seconds() - _HELD_UP_S
+        if self._held_up or (self._paused_s is not None and self._paused_s < long_ago_s):
+            return True
+        if not self._streaming or self._request.body.complete or self._request.held_back:
+            return False
+        return bool(max(self._last_s, self._exchange.upstream_started_s or 0.0) < long_ago_s)
 
     def _may_replay(self, connection: UpstreamConnection, reason: str) -> bool:
         return (
@@ -277,13 +244,14 @@ class Proxying:
     # -- the client's pace
 
     def pauseProducing(self) -> None:
-        self._paused = True
+        self._paused_s = self._proxy.clock.seconds()
         if self._connection is not None:
             self._connection.pause(True)
             self._pool.follow(self)
 
     def resumeProducing(self) -> None:
-        self._paused = False
+        self._held_up = self._client_held_up()
+        self._paused_s = None
         self._last_s = self._proxy.clock.seconds()
         self._new_window()
         if self._connection is not None:
@@ -293,7 +261,7 @@ class Proxying:
         """The client's transport ends; the channel tells the request, and that tells us."""
 
     def client_holds(self) -> bool:
-        return self._paused or self._waits_for_body()
+        return self._paused_s is not None or self._waits_for_body()
 
     def client_bytes(self) -> int:
         transport = self._request.channel.transport
@@ -335,7 +303,7 @@ class Proxying:
     def _left_s(self) -> float:
         """How long the backend may go on; 0 or less when its time is over."""
         now_s: float = self._proxy.clock.seconds()
-        if self._paused or self._waits_for_body():
+        if self.client_holds():
             self._new_window()
             return self.timeout_s
         left_s = self._last_s + self.timeout_s - now_s

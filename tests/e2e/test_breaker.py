@@ -1,9 +1,11 @@
 """A backend that fails is left alone, tried, and given its traffic back; the others do not notice. Times are scaled."""
 
 import asyncio
+import contextlib
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any
 
@@ -72,6 +74,45 @@ def ask(gateway: Gateway, count: int, target: str = "/sick/x") -> list[int]:
 def circuit(gateway: Gateway) -> dict[str, Any]:
     found: dict[str, Any] = gateway.status()["backends"]["patient"]["circuit"]
     return found
+
+
+async def _impatient(seen: Seen, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Gives up a client that it waits for, as servers do: an upload that stands still, an answer that is not taken."""
+    try:
+        async with asyncio.timeout(1.5):
+            if seen.method == "POST":
+                await reader.readexactly(int(seen.get("Content-Length") or 0))
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 30000000\r\n\r\n" + b"x" * 30_000_000)
+            await writer.drain()
+    except TimeoutError:
+        writer.transport.abort()
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_a_backend_that_has_had_enough_of_slow_clients_is_not_closed_to_the_others(
+    launch: Launch, patient: Patient, method: str
+) -> None:
+    gateway = sick(launch, patient)
+    patient.origin.on("/sick/impatient", _impatient)
+    length = [("Content-Length", "200000")] if method == "POST" else []
+    with ExitStack() as stack:
+        slow = [stack.enter_context(gateway.client()) for _ in range(12)]
+        for client in slow:
+            client.send(head(method, "/sick/impatient", length, None) + b"x" * 100_000 * len(length))
+        failures = {"backend": "patient", "reason": "connection_reset" if method == "POST" else "truncated_response"}
+        if method == "GET":
+            threading.Event().wait(2)  # they take nothing meanwhile: that is what the test is about
+            readers = stack.enter_context(ThreadPoolExecutor(len(slow)))
+            readers.map(_take_all, slow)
+        gateway.until(lambda: gateway.metric("upstream_failures_total", **failures) == 12, 8)
+        assert circuit(gateway)["state"] == "closed"
+        assert ask(gateway, 1) == [200]
+
+
+def _take_all(client: Client) -> None:
+    with contextlib.suppress(OSError):
+        while client.sock.recv(65_536):
+            pass
 
 
 def test_it_opens_is_probed_ramps_and_closes(launch: Launch, patient: Patient) -> None:

@@ -203,6 +203,12 @@ def test_when_all_are_out_the_answer_comes_at_once_and_says_when_to_ask_again(la
         assert 1 <= int(reply.get("Retry-After") or 0) <= 3
         entry = gateway.entry(reply.get("X-Request-ID"))
         assert (entry["error_type"], entry["backend_instance"]) == ("no_healthy_instance", None)
+        for more in ("", "Expect: 100-continue\r\n"):
+            with gateway.client() as client:
+                client.send(f"POST /many/x HTTP/1.1\r\nHost: gw.test\r\nContent-Length: 1000\r\n{more}\r\n".encode())
+                began_s = time.monotonic()
+                assert client.response("POST").status == 503, "its body is not asked for, nor waited for"
+                assert time.monotonic() - began_s < 0.2
         for one in two:
             one.start()
         healed_s = time.monotonic()

@@ -24,8 +24,8 @@ from apigw.stages.canonical_path import CanonicalPath
 from apigw.stages.identity import RequestIdentity
 from apigw.stages.routing import Routing
 from apigw.testing import small_snapshot
+from apigw.upstream.leaf import Proxy
 from apigw.upstream.pool import Pool
-from apigw.upstream.proxy import Proxy
 from tests.edge.conversation import LIMITS, Anonymous
 
 TIMEOUT_S = 10.0

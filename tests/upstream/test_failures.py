@@ -3,7 +3,7 @@
 import pytest
 
 from apigw.errors import GatewayError
-from apigw.upstream.failures import bad_gateway, slow_client, unavailable, upstream_timeout
+from apigw.upstream.failures import bad_gateway, no_connection, slow_client, unavailable, upstream_timeout
 
 
 @pytest.mark.parametrize(
@@ -13,6 +13,12 @@ from apigw.upstream.failures import bad_gateway, slow_client, unavailable, upstr
         (upstream_timeout("users", "connect_timeout", "10.0.0.7"), 504, "upstream_timeout", None),
         (unavailable("users", "pool_full", "10.0.0.7"), 503, "service_unavailable", 1),
         (unavailable("users", "no_healthy_instance", "10.0.0.7", 9), 503, "service_unavailable", 9),
+        (no_connection("users", "no_healthy_instance", "10.0.0.7", 8.1), 503, "service_unavailable", 9),
+        (no_connection("users", "no_healthy_instance", "10.0.0.7", 0.0), 503, "service_unavailable", 1),
+        (no_connection("users", "pool_full", "10.0.0.7", 8.1), 503, "service_unavailable", 1),
+        (no_connection("users", "gateway_exhausted", "10.0.0.7", 8.1), 503, "service_unavailable", 1),
+        (no_connection("users", "connect_timeout", "10.0.0.7", 8.1), 504, "upstream_timeout", None),
+        (no_connection("users", "connection_refused", "10.0.0.7", 8.1), 502, "bad_gateway", None),
     ],
 )
 def test_a_failure_names_the_backend_to_the_client_and_the_rest_to_the_log(

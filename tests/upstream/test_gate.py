@@ -207,3 +207,21 @@ def test_each_change_is_one_line_and_a_flapping_circuit_few() -> None:
     with captured_lines() as lines:
         World().open()
     assert lines == ["users: circuit open, it was closed: 20 of 20 requests failed within 30 s"]
+
+
+def test_what_a_client_brought_about_is_not_counted() -> None:
+    world = World()
+    ex = world.ask()
+    world.gate.spared(ex)
+    ex.error_type = "connection_reset"
+    record(ex)
+    assert world.counts == (0, 0)
+
+
+def test_a_probe_that_its_client_spoiled_says_nothing_and_the_next_request_is_the_probe() -> None:
+    world = World().open()
+    world.clock.advance(POLICY.open_s)
+    probe = world.ask()
+    assert isinstance(probe, Exchange) and not isinstance(world.ask(), Exchange)
+    world.gate.spared(probe)
+    assert world.gate.breaker.state == HALF_OPEN and isinstance(world.ask(), Exchange)

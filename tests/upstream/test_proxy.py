@@ -1,5 +1,6 @@
 """Requests through the gateway to scripted backends, on real sockets: what each side sees when the other misbehaves."""
 
+import itertools
 import json
 import socket
 import threading
@@ -187,7 +188,10 @@ async def test_instances_that_come_and_go_all_the_time_cost_no_request(stage: An
     def talk(number: int) -> list[int]:
         client = gateway.client()
         statuses = []
-        for n in range(150):
+        for n in itertools.count():
+            if n >= 150 and changes > 20:
+                break
+            assert n < 20_000
             target = f"/{number}/{n}"
             client.say(post(target, body=b"x") if n % 2 else get(target))
             answer = client.answer()
@@ -201,7 +205,7 @@ async def test_instances_that_come_and_go_all_the_time_cost_no_request(stage: An
     talks = [deferToThread(talk, number) for number in range(8)]
     statuses = [status for one in talks for status in await one]
     timer.cancel()
-    assert set(statuses) == {200} and len(statuses) == 1200
+    assert set(statuses) == {200} and len(statuses) >= 1200
     assert changes > 20 and all(len(origin.requests) > 50 for origin in origins)
     gateway.books_balance()
     gateway.stop()
