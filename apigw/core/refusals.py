@@ -3,7 +3,8 @@
 Note [Standing refusals]
   A client that hammers on after a 429 costs a token verification and a question to Redis each time, and
   their answers cannot have changed: a rejected request is not counted, and counts only shrink with time. So
-  the same credential from the same address, on the same tier, gets the same refusal for a moment.
+  the same credential from the same address, taken for the same identity, on the same tier, gets the same
+  refusal for a moment. One by a tier per fingerprint does not stand: who shares an address may differ there.
   It can only refuse: nothing is let through that was not verified, so this is not the cache of verified
   tokens that the design rejects (part 11). It errs by at most 2% of the tier's window, 0.9 s at the most,
   which is below the shortest Retry-After.
@@ -17,8 +18,8 @@ MAX_STANDING = 1024  # each holds a credential of at most 8 KiB
 _SHARE_OF_WINDOW = 0.02
 _LONGEST_S = 0.9
 
-# (Authorization, X-API-Key, the client's address, the route's tier)
-Key = tuple[bytes | None, bytes | None, str, str]
+# (Authorization, X-API-Key, the client's address, which of these the route asks for, its tier)
+Key = tuple[bytes | None, bytes | None, str, str, str]
 
 
 class Standing:

@@ -21,7 +21,7 @@ from apigw.core.global_share import GlobalShares
 from apigw.core.refusals import Key, Refusals
 from apigw.core.tier_counters import TierCounters
 from apigw.core.verdicts import ALLOWED, FAIL_CLOSED, FAIL_LOCAL, FAIL_OPEN, REJECTED, exceeded, nearest, refusal
-from apigw.core.window import Counted, Demand, window_start
+from apigw.core.window import FINGERPRINT, Counted, Demand, key_prefix, window_start
 from apigw.errors import CounterStoreDown, GatewayError, or_raised
 from apigw.exchange import ANONYMOUS, Exchange, RateVerdict
 from apigw.ports import CounterStore, DecisionCounter, WallClock
@@ -168,7 +168,7 @@ class RateLimit:
         ex.rate_limited = True
         ex.verdict = verdict
         key = caller(ex)
-        if key is not None:
+        if key is not None and not by.key.startswith(key_prefix(by.tier, FINGERPRINT)):
             self._refusals.remember(key, now_s, wait_s, by.window_s, by.tier, verdict, ex.principal)
         return exceeded(wait_s)
 
@@ -212,7 +212,7 @@ def caller(ex: Exchange) -> Key | None:
     if route is None or route.tier is None:
         return None
     fields = ex.request.fields
-    return fields.get(b"authorization"), fields.get(b"x-api-key"), ex.client_ip, route.tier.tier
+    return fields.get(b"authorization"), fields.get(b"x-api-key"), ex.client_ip, route.auth_type, route.tier.tier
 
 
 class StandingRefusal:

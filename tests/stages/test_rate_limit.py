@@ -43,6 +43,7 @@ class Route:
     def __init__(self, tier: Tier | None, fail_mode: str = "open") -> None:
         self.tier = tier
         self.fail_mode = fail_mode
+        self.auth_type = "jwt"
 
 
 class Recording(MemoryCounters):
@@ -468,11 +469,36 @@ def test_a_refusal_meets_nobody_else() -> None:
     assert settled(lambda: world.standing.enter(refused(world))) is None
     for _ in range(6):
         world.enter(exchange())
+    world.now_s += 0.1
     other_token, other_key = refused(world), refused(world)
     other_token.request.fields[b"authorization"] = b"Bearer other"
     other_key.request.fields[b"x-api-key"] = b"pk_live_other"
     for ex in (refused(world, ip="203.0.113.43"), refused(world, tier=LOGIN), other_token, other_key):
         assert settled(lambda ex=ex: world.standing.enter(ex)) is None  # type: ignore[misc]
+
+
+def test_a_refusal_of_an_identity_that_another_route_does_not_ask_for_does_not_stand_there() -> None:
+    """The same headers were anonymous on a public route and are a user here, whose limit is another."""
+    world = World()
+    for _ in range(6):
+        public = exchange(principal=ANONYMOUS)
+        public.route.auth_type = "none"  # type: ignore[union-attr,misc]
+        world.enter(public)
+    assert public.rate_limited
+    world.now_s += 0.1
+    assert settled(lambda: world.standing.enter(refused(world))) is None
+
+
+def test_a_refused_fingerprint_stands_for_nobody_else_behind_its_address() -> None:
+    world = World()
+    for _ in range(3):
+        bot = exchange(BOTS, agent=b"bot")
+        world.enter(bot)
+    assert bot.rate_limited
+    world.now_s += 0.1
+    browser = exchange(BOTS, agent=b"Mozilla/5.0")
+    assert settled(lambda: world.standing.enter(browser)) is None
+    assert world.enter(browser).remaining == 1
 
 
 def test_a_clock_set_back_ends_a_refusal() -> None:
