@@ -244,10 +244,11 @@ class Gateway:
         return total
 
     def entries(self, *paths: Path) -> list[Settings]:
-        """The entries of the access log, of all files given."""
+        """The entries of the access log, of all files given. A last line without its end is being written."""
         found = []
         for path in paths or (self.access_log,):
-            found += [json.loads(line) for line in path.read_bytes().splitlines()]
+            whole, _, _ = path.read_bytes().rpartition(b"\n")
+            found += [json.loads(line) for line in whole.splitlines()]
         return found
 
     def entry(self, request_id: str | None) -> Settings:
