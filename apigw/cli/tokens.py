@@ -63,7 +63,7 @@ def revoke(
     elif jti is not None:
         revocation = RevokedToken(jti, now_s + (lifetime_s or 0.0) + _skew_s(settings))
     else:
-        until_s = float(int(now_s)) if issued_until_s is None else issued_until_s
+        until_s = now_s if issued_until_s is None else issued_until_s  # with its fraction: an iat may have one too
         revocation = RevokedUser(user_id or "", until_s, max(now_s, until_s) + (lifetime_s or 0.0) + _skew_s(settings))
     heard_by = None if revocation is None else put(settings.redis(_WHY), revocation, now_s)
     _print(revocation, heard_by, as_json)

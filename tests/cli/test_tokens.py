@@ -8,7 +8,7 @@ import pytest
 import redis as redis_py
 
 from apigw.core.revocation_codec import from_message
-from apigw.core.revocations import RevokedToken, RevokedUser
+from apigw.core.revocations import Revocations, RevokedToken, RevokedUser
 from tests.cli.tool import Tool
 from tests.e2e.identity import ISSUER, token
 from tests.servers import RedisServer, free_port
@@ -63,15 +63,32 @@ def test_a_jti_is_revoked_for_as_long_as_tokens_live(listed: Tool, heard: Any) -
 
 def test_a_users_tokens_are_revoked_up_to_a_moment(listed: Tool, heard: Any) -> None:
     words = ("tokens", "revoke", "--user", "alice", "--expires-in", "2h")
+    before_s = time.time()
     listed.run(*words)
+    after_s = time.time()
     said = heard()
     assert isinstance(said, RevokedUser) and said.user_id == "alice"
-    assert said.issued_until_s == pytest.approx(time.time(), abs=10) and said.issued_until_s == int(said.issued_until_s)
+    assert before_s <= said.issued_until_s <= after_s
     assert said.until_s == pytest.approx(time.time() + 7220, abs=10)
     listed.run(*words, "--issued-before", "2026-01-01T00:00:00Z")
     said = heard()
     assert said.issued_until_s == 1_767_225_600
     assert said.until_s == pytest.approx(time.time() + 7220, abs=10), "never shorter than from now"
+
+
+@pytest.mark.parametrize("until", [(), ("--issued-before", "now")])
+def test_until_now_is_until_this_very_moment_and_the_next_second_is_good(
+    listed: Tool, heard: Any, until: tuple[str, ...]
+) -> None:
+    """An iat may have a fraction (NumericDate, RFC 7519 2); one without stands for all of its second."""
+    issued_s = time.time()
+    listed.run("tokens", "revoke", "--user", "alice", "--expires-in", "2h", *until)
+    after_s = time.time()
+    revocations = Revocations()
+    revocations.add([heard()])
+    assert revocations.refuses(None, "alice", issued_s)
+    assert revocations.refuses(None, "alice", int(issued_s))
+    assert not revocations.refuses(None, "alice", int(after_s) + 1)
 
 
 def test_the_longer_of_two_ends_stays(listed: Tool, redis: RedisServer) -> None:
