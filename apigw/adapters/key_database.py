@@ -30,14 +30,17 @@ _WRITES: Final[dict[str, dict[str, Any]]] = {  # options of a connection that wr
 
 
 class Database:
-    """An engine whose tables are as this version wants them. Raises StoreDown, here and in its methods."""
+    """An engine whose tables are as this version wants them. Raises StoreDown, here and in its methods.
 
-    def __init__(self, url: str) -> None:
+    may_make: whether SQLite's file is made where there is none.
+    """
+
+    def __init__(self, url: str, *, may_make: bool = True) -> None:
         with _told_as_store_down():
             parsed = _parsed(url)
             self._file = Path(parsed.database or "") if parsed.drivername == "sqlite" else None
             if self._file is not None:
-                _make_file(self._file)
+                _be_there(self._file, may_make)
             self._opened = _identity(self._file)
             self._engine = _engine(parsed)
             assert self._engine.dialect.dbapi is not None
@@ -137,12 +140,21 @@ def _engine(url: URL) -> Engine:
     return engine(url, **pool)
 
 
-def _make_file(path: Path) -> None:
-    """A new file is its owner's alone. Made by root it belongs to the folder's owner, whom the daemon runs as."""
+def _be_there(path: Path, may_make: bool) -> None:
+    """An empty file in the place of one that is elsewhere would make every key unknown to gateways that run."""
     if path.exists():
         return
     if not path.parent.is_dir():
         raise StoreDown(f"the folder {path.parent} of the database of API keys does not exist")
+    if not may_make:
+        raise StoreDown(
+            f"there is no database of API keys at {path}; mount it, or make a new one with `apigwctl keys create`"
+        )
+    _make_file(path)
+
+
+def _make_file(path: Path) -> None:
+    """A new file is its owner's alone. Made by root it belongs to the folder's owner, whom the daemon runs as."""
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
     except FileExistsError:

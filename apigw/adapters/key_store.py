@@ -90,11 +90,13 @@ class Change:
 class KeyStore:
     """The KeyTable of api_key_database.py, and what an operator does. Every method raises StoreDown.
 
-    wall: epoch seconds. cost: of bcrypt, for the secrets of new keys.
+    wall: epoch seconds. cost: of bcrypt, for the secrets of new keys. may_make: as of Database.
     """
 
-    def __init__(self, url: str, *, wall: Callable[[], float] = time.time, cost: int = BCRYPT_COST) -> None:
-        self._database = Database(url)
+    def __init__(
+        self, url: str, *, wall: Callable[[], float] = time.time, cost: int = BCRYPT_COST, may_make: bool = True
+    ) -> None:
+        self._database = Database(url, may_make=may_make)
         self._wall = wall
         self._cost = cost
 

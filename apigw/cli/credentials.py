@@ -78,7 +78,7 @@ class StoredKeys:
         except Malformed:
             raise InvalidAPIKey("key_malformed") from None
         try:
-            store = KeyStore(self._section.database_url)
+            store = KeyStore(self._section.database_url, may_make=False)
             try:
                 record = store.find(key_id)
             finally:

@@ -53,7 +53,7 @@ def create(
 ) -> None:
     """Make a key and show it, once."""
     _check_names(settings, tier, scopes)
-    with _store(settings) as store:
+    with _store(settings, may_make=True) as store:
         new = store.create(partner, tier=tier, scopes=dict.fromkeys(scopes), networks=networks, expires_s=expires_s)
     _print_new(new, as_json)
 
@@ -130,9 +130,9 @@ def revoke(settings: Settings, key_id: str, as_json: bool) -> None:
 
 
 @contextmanager
-def _store(settings: Settings) -> Iterator[KeyStore]:
-    """Raises Refused for what the store refuses; StoreDown is main.py's to tell."""
-    store = KeyStore(settings.api_keys().database_url)
+def _store(settings: Settings, *, may_make: bool = False) -> Iterator[KeyStore]:
+    """Raises Refused for what the store refuses; StoreDown is main.py's to tell. may_make: the database too."""
+    store = KeyStore(settings.api_keys().database_url, may_make=may_make)
     try:
         yield store
     except KeyRefused as refused:

@@ -45,6 +45,15 @@ def test_a_folder_that_is_not_there_is_not_made(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_file_that_is_not_there_is_made_for_those_alone_who_may(tmp_path: Path) -> None:
+    path = tmp_path / "keys.db"
+    with pytest.raises(StoreDown, match=f"there is no database of API keys at {path}"):
+        Database(sqlite(path), may_make=False)
+    assert list(tmp_path.iterdir()) == []
+    Database(sqlite(path)).close()
+    Database(sqlite(path), may_make=False).close()
+
+
 @pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:", "sqlite://host/keys.db", "mysql://x/y", "nothing"])
 def test_a_url_that_leads_to_no_shared_database_is_refused(url: str) -> None:
     with pytest.raises(StoreDown, match="the URL of the database of API keys"):

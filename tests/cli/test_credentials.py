@@ -96,3 +96,13 @@ def test_without_its_database_nothing_can_be_said(tmp_path: Path, capsys: pytest
     with pytest.raises(AuthenticationUnavailable):
         keys.find(f"pk_live_{'a' * 16}_{'b' * 43}".encode())
     assert "nowhere of the database of API keys does not exist" in capsys.readouterr().err
+
+
+def test_a_database_that_is_not_there_is_not_made_by_a_question(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keys = StoredKeys(APIKeysSection(f"sqlite:///{tmp_path}/keys.db"), time.time)
+    with pytest.raises(AuthenticationUnavailable):
+        keys.find(f"pk_live_{'a' * 16}_{'b' * 43}".encode())
+    assert f"there is no database of API keys at {tmp_path}/keys.db" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []

@@ -147,6 +147,18 @@ def test_a_folder_that_does_not_exist_is_named(tool: Tool, tmp_path: Path) -> No
     assert f"the folder {tmp_path}/nowhere of the database" in tool.refused("keys", "create", "--partner", "acme")
 
 
+@pytest.mark.parametrize("words", [("list",), ("show", "a"), ("rotate", "a"), ("revoke", "a")])
+def test_a_database_that_is_not_there_is_made_by_the_first_key_alone(
+    tool: Tool, tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    """Its volume may not be mounted; gateways would take an empty one in its place for the end of all keys."""
+    said = tool.refused("keys", *words)
+    assert f"there is no database of API keys at {tmp_path}/keys.db; " in said and "`apigwctl keys create`" in said
+    assert [file.name for file in tmp_path.iterdir()] == ["apigw.yaml"]
+    new(tool)
+    assert (tmp_path / "keys.db").exists()
+
+
 @pytest.mark.parametrize("verb", ["rotate", "revoke"])
 def test_what_redis_has_of_a_changed_key_is_deleted_and_gateways_are_told(
     tool: Tool, redis: RedisServer, verb: str

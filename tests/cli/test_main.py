@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import apigw
+from apigw.adapters.key_store import KeyStore
 from apigw.cli.main import verbs
 from tests.cli.tool import Tool, run
 
@@ -59,6 +60,7 @@ def test_a_configuration_that_is_not_there_is_named_with_the_option_for_another_
 
 def test_the_configuration_may_be_named_by_the_environment(tool: Tool) -> None:
     tool.run("keys", "list")
+    KeyStore(tool.sections["auth"]["api_keys"]["database_url"]).close()
     environment = {**os.environ, "APIGW_CONFIG": str(tool.main_file)}
     command = [sys.executable, "-m", "apigw.cli.main", "keys", "list", "--json"]
     done = subprocess.run(command, env=environment, cwd=Path(__file__).parents[2], capture_output=True, timeout=30)
