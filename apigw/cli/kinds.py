@@ -21,6 +21,7 @@ _UNITS_S: Final = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 _DURATION: Final = re.compile(r"([0-9]{1,9})([smhd])")
 _KEY_ID: Final = re.compile(r"[A-Za-z0-9]{1,32}")
 MAX_DURATION_S: Final = 100 * 365 * 86_400.0
+_LAST_S: Final = 253_402_300_799.0  # 9999-12-31T23:59:59Z, the last second that can be shown as a date
 
 
 def duration_s(text: str) -> float | None:
@@ -33,12 +34,16 @@ def duration_s(text: str) -> float | None:
 
 
 def moment_s(text: str) -> float | None:
-    """The epoch second of `2027-06-01` (its beginning) or `2027-06-01T08:00:00Z`, UTC where no zone is said."""
+    """The epoch second of `2027-06-01` (its beginning) or `2027-06-01T08:00:00Z`, UTC where no zone is said.
+
+    None for anything else, and for what is not within 1970 to 9999 in UTC.
+    """
     try:
         found = datetime.fromisoformat(text)
     except ValueError:
         return None
-    return (found if found.tzinfo is not None else found.replace(tzinfo=UTC)).timestamp()
+    epoch_s = (found if found.tzinfo is not None else found.replace(tzinfo=UTC)).timestamp()
+    return epoch_s if 0.0 <= epoch_s <= _LAST_S else None
 
 
 class Duration(click.ParamType[float]):
@@ -74,7 +79,7 @@ class Moment(click.ParamType[float]):
         seconds = duration_s(value)
         found_s = moment_s(value) if seconds is None else now_s + self._sign * seconds
         if found_s is None:
-            self.fail(f"{shown(value)} is no time such as {self._examples}", param, ctx)
+            self.fail(f"{shown(value)} is no time such as {self._examples}, from 1970 to 9999 in UTC", param, ctx)
         return found_s
 
 

@@ -71,7 +71,10 @@ def since(seconds: float | None) -> str | None:
 
 
 def moment(epoch_s: float | None) -> str | None:
-    """An epoch second as `2027-06-01T08:00:00Z`."""
+    """An epoch second as `2027-06-01T08:00:00Z`; a number that is no date as it is: one bad row hides no other."""
     if epoch_s is None:
         return None
-    return datetime.fromtimestamp(int(epoch_s), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    try:
+        return datetime.fromtimestamp(int(epoch_s), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    except (ValueError, OverflowError, OSError):  # the last: what the platform's gmtime does not know
+        return str(epoch_s)

@@ -135,6 +135,27 @@ def test_a_partner_that_no_header_can_carry_is_refused(tool: Tool) -> None:
     assert "would have expired already" in tool.refused("keys", "create", "--partner", "a", "--expires", "2001-01-01")
 
 
+def test_an_end_that_no_date_can_say_makes_and_rotates_no_key(tool: Tool) -> None:
+    key_id = str(new(tool)["key_id"])
+    for words in (("create", "--partner", "acme"), ("rotate", key_id)):
+        said = tool.refused("keys", *words, "--expires", "9999-12-31T23:59:59-01:00", status=2)
+        assert "is no time such as" in said and "from 1970 to 9999 in UTC" in said
+    assert [(one["key_id"], one["state"]) for one in tool.run("keys", "list", "--json").json()] == [(key_id, "active")]
+
+
+def test_a_row_whose_time_is_no_date_hides_no_other(tool: Tool) -> None:
+    """Written by an older version, or by hand."""
+    first = str(new(tool)["key_id"])
+    store = KeyStore(tool.sections["auth"]["api_keys"]["database_url"], cost=4)
+    odd = store.create("acme", expires_s=1e300).record.key_id
+    store.close()
+    assert {one["key_id"]: one["expires_at"] for one in tool.run("keys", "list", "--json").json()} == {
+        first: None,
+        odd: "1e+300",
+    }
+    assert "1e+300" in tool.run("keys", "list").out and "1e+300" in tool.run("keys", "show", odd).out
+
+
 def test_a_database_that_is_down_is_a_sentence_without_its_password(tool: Tool) -> None:
     url = f"postgresql://apigw:s3cret@127.0.0.1:{free_port()}/keys"
     tool.sections["auth"]["api_keys"]["database_url"] = url

@@ -7,6 +7,7 @@ import pytest
 
 from apigw.cli.admin import Admin
 from apigw.cli.kinds import AdminListener, Duration, KeyId, Moment, Network, Scope, duration_s, moment_s
+from apigw.cli.show import moment
 
 
 def refusal(kind: click.ParamType, value: str) -> str:
@@ -48,6 +49,22 @@ def test_a_duration_as_a_moment_counts_from_now_in_its_direction() -> None:
 @pytest.mark.parametrize("text", ["", "tomorrow", "2027-13-01", "2027-02-30", "now", "01.02.2027"])
 def test_what_is_no_moment_is_refused_with_examples(text: str) -> None:
     assert "is no time such as 90d, 2027-06-01" in refusal(Moment(), text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["9999-12-31T23:59:59-01:00", "9999-12-31T23:59:59.5Z", "1969-12-31", "1970-01-01T00:00:00+01:00", "0001-01-01"],
+)
+def test_a_moment_that_no_date_in_utc_shows_is_none(text: str) -> None:
+    """Made with such an end, a key could not be shown any more."""
+    assert moment_s(text) is None
+    for kind in (Moment(), Moment(past=True)):
+        assert refusal(kind, text).endswith(", from 1970 to 9999 in UTC")
+
+
+@pytest.mark.parametrize("text", ["1970-01-01T00:00:00Z", "9999-12-31T23:59:59Z"])
+def test_the_first_and_the_last_moment_are_shown_as_they_were_said(text: str) -> None:
+    assert moment(moment_s(text)) == text
 
 
 def test_networks() -> None:

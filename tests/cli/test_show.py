@@ -42,6 +42,11 @@ def test_moments_are_utc_to_the_second() -> None:
     assert moment(None) is None
 
 
+@pytest.mark.parametrize("number", [253_402_300_800.0, 1e15, 1e300, -1e300, -1e12, float("inf"), float("nan"), 10**30])
+def test_a_number_that_is_no_date_is_shown_as_it_is(number: float) -> None:
+    assert moment(number) == str(number)
+
+
 @pytest.mark.parametrize(
     "seconds, text",
     [(None, None), (0.4, "0 s"), (119, "119 s"), (120, "2 min"), (7199, "119 min"), (7200, "2 h"), (172_800, "2 d")],

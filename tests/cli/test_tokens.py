@@ -129,6 +129,11 @@ def test_a_token_that_has_expired_needs_no_revocation(listed: Tool, redis: Redis
     assert redis.command("EXISTS", "revoked:tokens") == 0
 
 
+def test_an_exp_that_is_no_date_is_told_as_the_number_that_it_is(listed: Tool) -> None:
+    ran = listed.run("tokens", "revoke", "-", stdin=token(jti="j", exp=-1e300))
+    assert ran.status == 0 and "nothing to do: the token expired at -1e+300" in ran.err
+
+
 def test_a_token_of_another_issuer_is_revoked_and_worth_a_word(listed: Tool) -> None:
     ran = listed.run("tokens", "revoke", token(jti="j", iss="https://other.test"))
     assert ran.status == 0 and "iss is not auth.jwt.issuer" in ran.err

@@ -92,6 +92,12 @@ def test_one_report_at_a_time(logged: Tool, words: tuple[str, ...]) -> None:
     assert "give one of --unauthenticated and --by" in logged.refused("usage", *words, status=2)
 
 
+@pytest.mark.parametrize("verb", [("usage", "--by", "route"), ("logs",)])
+def test_a_beginning_that_no_date_can_say_is_wrong_usage(logged: Tool, verb: tuple[str, ...]) -> None:
+    said = logged.refused(*verb, "--since", "9999-12-31T23:59:59-01:00", status=2)
+    assert "is no time such as now, 24h or 2026-12-31T08:00:00Z, from 1970 to 9999 in UTC" in said
+
+
 def test_what_a_client_sent_steers_no_terminal(logged: Tool, tmp_path: Path) -> None:
     evil = put(tmp_path / "evil.log", entry(1, client_ip="192.0.2.9", user_agent="\x1b]0;x\x07[red]\u202e", **GRACE))
     ran = logged.run("usage", "--unauthenticated", "--log", str(evil))
