@@ -5,7 +5,6 @@ Each says what it wants.
 
 import re
 from datetime import UTC, datetime
-from ipaddress import ip_network
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -15,6 +14,7 @@ from apigw.cli.admin import Admin
 from apigw.config.model import AdminSection
 from apigw.config.problems import shown
 from apigw.core.api_keys import Malformed, split
+from apigw.core.client_address import client_network
 from apigw.core.scopes import is_scope
 
 _UNITS_S: Final = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
@@ -84,17 +84,19 @@ class Moment(click.ParamType[float]):
 
 
 class Network(click.ParamType[str]):
-    """An address, or a network in CIDR form without host bits."""
+    """An address, or a network in CIDR form without host bits, as clients' addresses are compared with it."""
 
     name = "cidr"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if "%" in value:
+            self.fail(f"{shown(value)} has a zone (%...), which is an interface of one machine", param, ctx)
         try:
-            return str(ip_network(value))
+            return str(client_network(value))
         except ValueError:
             pass
         try:
-            meant = ip_network(value, strict=False)
+            meant = client_network(value, strict=False)
         except ValueError:
             self.fail(f"{shown(value)} is no address and no network such as 10.0.0.0/8", param, ctx)
         self.fail(f"{shown(value)} has host bits set; did you mean '{meant}'?", param, ctx)

@@ -49,6 +49,8 @@ class Network(Kind[IPv4Network | IPv6Network]):
 
     def read(self, node: Node, name: str, reading: Reading) -> IPv4Network | IPv6Network:
         text = text_of(node, "a network such as 10.0.0.0/8")
+        if "%" in text:
+            raise Refused(f"must be a network without a zone (%...), not {shown(text)}")
         try:
             return ipaddress.ip_network(text)
         except ValueError:

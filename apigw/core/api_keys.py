@@ -6,13 +6,14 @@ The database has bcrypt(secret); caches are asked by the SHA-256 of the whole ke
 import re
 from collections.abc import Iterable
 from hashlib import sha256
-from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from ipaddress import IPv4Network, IPv6Network, ip_address
 from typing import Any, Final
 
 import orjson
 from attrs import field, frozen
 
 from apigw.constants import MAX_USER_ID_CHARS
+from apigw.core.client_address import client_network
 from apigw.errors import Unauthorized
 from apigw.exchange import Principal
 from apigw.names import AUTH_REASONS
@@ -104,7 +105,7 @@ def made(
     if _PARTNER_ID.fullmatch(partner_id) is None:
         raise Unusable("partner_id is not 1 to %d visible ASCII characters" % MAX_USER_ID_CHARS)
     try:
-        known = tuple(ip_network(network) for network in networks)
+        known = tuple(client_network(network) for network in networks)
     except ValueError:
         raise Unusable("networks has something that is no network") from None
     principal = Principal(

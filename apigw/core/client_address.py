@@ -7,18 +7,19 @@ left was written by the client and may be a lie.
 
 from collections.abc import Iterable
 from functools import lru_cache
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Final
 
 _MAX_HOPS: Final = 32  # a longer chain of trusted proxies is a loop or an attack
 _MAX_REMEMBERED: Final = 1024  # peers whose trust is known; proxies are few, and a stranger costs only his own look-up
+_MAPPED: Final = IPv6Network("::ffff:0:0/96")  # IPv4 as IPv6 sees it
 
 
 class TrustedProxies:
     """`gateway: trusted_proxies`, made ready once a configuration."""
 
     def __init__(self, networks: Iterable[IPv4Network | IPv6Network] = ()) -> None:
-        self._networks = tuple(networks)
+        self._networks = tuple(client_network(network) for network in networks)
         self._known: dict[str, bool] = {}
 
     def client_ip(self, peer_ip: str, forwarded_for: bytes | None) -> str:
@@ -53,6 +54,21 @@ class TrustedProxies:
 
     def _contains(self, address: IPv4Address | IPv6Address) -> bool:
         return any(address in network for network in self._networks)
+
+
+def client_network(given: str | IPv4Network | IPv6Network, *, strict: bool = True) -> IPv4Network | IPv6Network:
+    """A network that clients' addresses may be in: one of IPv4-mapped addresses is its IPv4 network, as they are IPv4.
+
+    strict: host bits are refused. Raises ValueError, for a zone too: it names an interface of one machine.
+    """
+    network = ip_network(given, strict=strict)
+    if isinstance(network, IPv4Network):
+        return network
+    if network.network_address.scope_id is not None:
+        raise ValueError("a network has no zone")
+    if not network.subnet_of(_MAPPED):
+        return network
+    return IPv4Network((network.network_address.packed[-4:], network.prefixlen - _MAPPED.prefixlen))
 
 
 def counting_address(ip: str) -> str:

@@ -78,6 +78,18 @@ def test_networks() -> None:
     assert "no address and no network" in refusal(Network(), "office")
 
 
+def test_a_network_is_written_as_clients_addresses_are_compared_with_it() -> None:
+    convert = Network().convert
+    assert [convert(text, None, None) for text in ("::ffff:203.0.113.7", "::ffff:0:0/96", "::ffff:10.0.0.0/104")] == [
+        "203.0.113.7/32",
+        "0.0.0.0/0",
+        "10.0.0.0/8",
+    ]
+    assert refusal(Network(), "::ffff:10.0.0.1/104").endswith("did you mean '10.0.0.0/8'?")
+    for text in ("fe80::1%eth0", "fe80::%eth0/64"):
+        assert refusal(Network(), text) == f"'{text}' has a zone (%...), which is an interface of one machine"
+
+
 def test_scopes() -> None:
     assert Scope().convert("orders:read", None, None) == "orders:read"
     assert "repeat the option for each" in refusal(Scope(), "orders:read orders:write")

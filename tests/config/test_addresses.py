@@ -55,6 +55,13 @@ def test_networks_have_no_host_bits() -> None:
     assert isinstance(refused, Refused) and refused.suggestion == "10.0.0.0/8"
 
 
+@pytest.mark.parametrize("text", ["fe80::1%eth0", "fe80::%eth0/64"])
+def test_networks_have_no_zone(text: str) -> None:
+    """It names an interface of one machine; an address is in the network or not, by whatever interface."""
+    refused = read(Network(), text)
+    assert isinstance(refused, Refused) and str(refused) == f"must be a network without a zone (%...), not '{text}'"
+
+
 def test_paths_start_at_the_folder_of_their_file() -> None:
     assert read(FilePath(), "tls/a.crt") == Path("/etc/apigw/tls/a.crt")
     assert read(FilePath(), "/x/a.crt") == Path("/x/a.crt")

@@ -69,6 +69,19 @@ def test_a_key_may_be_bound_to_networks(address: str, allowed: bool) -> None:
     assert APIKey("id", "partner", Principal(partner_id="partner")).allows(address)
 
 
+@pytest.mark.parametrize("network", ["::ffff:203.0.113.7", "::ffff:203.0.113.0/120", "::ffff:0:0/96"])
+def test_a_network_as_ipv6_sees_it_has_the_clients_of_the_ipv4_one(network: str) -> None:
+    """Also of a row that was written with it."""
+    key = made("k1", "f" * 64, partner_id="acme", networks=(network,))
+    for each in (key, from_json(to_json(key), "k1", "f" * 64)):
+        assert each.allows("203.0.113.7") and each.allows("::ffff:203.0.113.7") and not each.allows("2001:db8::1")
+
+
+def test_a_network_with_a_zone_makes_no_key() -> None:
+    with pytest.raises(Unusable, match="no network"):
+        made("k1", "f" * 64, partner_id="acme", networks=("fe80::1%eth0",))
+
+
 def test_a_key_expires_at_its_second() -> None:
     key = APIKey("id", "partner", Principal(partner_id="partner"), 100.0)
     assert not key.expired(99.9) and key.expired(100.0)

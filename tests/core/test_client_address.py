@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from apigw.core.client_address import TrustedProxies, counting_address, network_of
+from apigw.core.client_address import TrustedProxies, client_network, counting_address, network_of
 
 TRUSTED = TrustedProxies([ip_network("10.0.0.0/8"), ip_network("fd00::/8")])
 
@@ -45,6 +45,43 @@ TRUSTED = TrustedProxies([ip_network("10.0.0.0/8"), ip_network("fd00::/8")])
 def test_the_client_is_the_rightmost_address_that_is_no_trusted_proxy(peer: str, chain: bytes, client: str) -> None:
     """And the peer itself whenever the chain cannot be believed or read."""
     assert TRUSTED.client_ip(peer, chain) == client
+
+
+def test_proxies_may_be_named_as_ipv6_sees_them() -> None:
+    """Their addresses are IPv4 whichever way a listener got them."""
+    proxies = TrustedProxies([ip_network("::ffff:10.0.0.0/104")])
+    for peer in ("10.0.0.1", "::ffff:10.0.0.1"):
+        assert proxies.trusts(peer) and proxies.client_ip(peer, b"1.2.3.4, 10.9.9.9") == "1.2.3.4"
+    assert not proxies.trusts("11.0.0.1")
+
+
+@pytest.mark.parametrize(
+    ("given", "network"),
+    [
+        ("10.0.0.0/8", "10.0.0.0/8"),
+        ("192.0.2.1", "192.0.2.1/32"),
+        ("2001:db8::/32", "2001:db8::/32"),
+        ("::ffff:203.0.113.7", "203.0.113.7/32"),
+        ("::ffff:10.0.0.0/104", "10.0.0.0/8"),
+        ("::ffff:0:0/96", "0.0.0.0/0"),
+        ("::/0", "::/0"),
+        ("::fffe:0:0/95", "::fffe:0:0/95"),
+    ],
+)
+def test_a_network_of_mapped_addresses_is_its_ipv4_network(given: str, network: str) -> None:
+    assert client_network(given) == client_network(ip_network(given)) == ip_network(network)
+
+
+@pytest.mark.parametrize("given", ["fe80::1%eth0", "fe80::%eth0/64", "::ffff:10.0.0.1/104", "10.0.0.1/8", "office", ""])
+def test_what_is_no_network_of_clients(given: str) -> None:
+    with pytest.raises(ValueError):
+        client_network(given)
+
+
+@given(st.ip_addresses(v=4), st.integers(0, 32), st.ip_addresses(v=4))
+def test_a_mapped_network_has_the_addresses_of_the_ipv4_one(network, prefix, client) -> None:  # type: ignore[no-untyped-def]
+    mapped = client_network(f"::ffff:{network}/{96 + prefix}", strict=False)
+    assert (client in mapped) is (client in ip_network(f"{network}/{prefix}", strict=False))
 
 
 def test_without_trusted_proxies_the_peer_is_the_client() -> None:
