@@ -19,6 +19,7 @@ from apigw.cli.revocation_store import in_force, put
 from apigw.cli.settings import Settings
 from apigw.cli.show import document, facts, json_option, moment, table
 from apigw.constants import CLOCK_SKEW_S, MAX_TOKEN_BYTES
+from apigw.core.revocation_codec import LAST_S
 from apigw.core.revocations import Revocation, RevokedToken, RevokedUser
 
 _WHY: Final = "revocations of tokens are kept there, and gateways hear of them through it"
@@ -107,7 +108,7 @@ def _of_token(settings: Settings, token: bytes, now_s: float) -> RevokedToken | 
     if until_s <= now_s:
         warn(f"nothing to do: the token expired at {moment(exp_s)}")
         return None
-    return RevokedToken(jti, until_s)
+    return RevokedToken(jti, min(until_s, LAST_S) if exp_s <= LAST_S else until_s)  # gateways take an exp up to it
 
 
 def _claims(token: bytes) -> dict[str, Any]:

@@ -18,9 +18,9 @@ from apigw.names import REVOKED_TOKENS, REVOKED_USERS
 
 MAX_JTI_BYTES: Final = 512  # in UTF-8; a UUID has 36. Of a token with a longer one only the user can be revoked
 MAX_MESSAGE_BYTES: Final = 4096  # a jti of control characters is six times as long in JSON
+LAST_S: Final = 1e11  # the year 5138, as for the times of tokens: above it are milliseconds, which are no date
 
 _FIRST_S: Final = 1.0
-_LAST_S: Final = 1e11  # the year 5138, as for the times of tokens: above it are milliseconds, which are no date
 _USER_ID: Final = re.compile(r"[!-~]{1,%d}" % MAX_USER_ID_CHARS)  # as core/tokens.py takes them
 _USER_MEMBER: Final = re.compile(rb"([0-9.]{1,20}):([!-~]{1,%d})" % MAX_USER_ID_CHARS)
 
@@ -100,7 +100,7 @@ def _check(revocation: Revocation) -> Revocation:
 
 
 def _check_time(epoch_s: float) -> None:
-    if not _FIRST_S <= epoch_s <= _LAST_S:  # NaN is not either
+    if not _FIRST_S <= epoch_s <= LAST_S:  # NaN is not either
         raise ValueError("a time is epoch seconds, 1 to 1e11")
 
 

@@ -49,6 +49,16 @@ def test_a_token_is_revoked_by_what_it_says_until_it_could_not_be_taken_any_more
     assert heard() == RevokedToken("j-1", exp_s + 20)
 
 
+@pytest.mark.parametrize("exp_s", [99_999_999_980, 99_999_999_999, 100_000_000_000])
+def test_the_latest_token_that_gateways_take_can_be_revoked(
+    listed: Tool, redis: RedisServer, heard: Any, exp_s: int
+) -> None:
+    """The skew would put its entry's end past the last time that there is."""
+    assert listed.run("tokens", "revoke", token(jti="j", exp=exp_s)).status == 0
+    assert heard() == RevokedToken("j", 1e11)
+    assert [one["jti"] for one in listed.run("tokens", "list", "--json").json()] == ["j"]
+
+
 @pytest.mark.parametrize("written", ["{}", "{}\n", "Bearer {}\n"])
 def test_a_token_may_come_by_standard_input(listed: Tool, redis: RedisServer, written: str) -> None:
     assert listed.run("tokens", "revoke", "-", stdin=written.format(token(jti="j-2"))).status == 0
@@ -146,6 +156,7 @@ def test_a_token_of_another_issuer_is_revoked_and_worth_a_word(listed: Tool) -> 
         ({"jti": 5}, "has no jti"),
         ({"jti": "x" * 600}, "no gateway could read that: a jti is 1 to 512 bytes"),
         ({"jti": "x", "exp": "2099"}, "has no exp, so gateways refuse it anyway"),
+        ({"jti": "x", "exp": 100_000_000_001}, "no gateway could read that: a time is epoch seconds"),
         ({"jti": "x", "exp": 1e15}, "no gateway could read that: a time is epoch seconds"),
     ],
 )
