@@ -12,7 +12,8 @@ import json
 import secrets
 import string
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 
 import bcrypt
@@ -24,7 +25,7 @@ from sqlalchemy.engine import RowMapping
 from apigw.adapters.key_database import Database
 from apigw.adapters.key_schema import API_KEYS, CHANGES
 from apigw.constants import BCRYPT_COST
-from apigw.core.api_keys import KEY_ID_CHARS, PREFIX, SECRET_CHARS, Unusable, made
+from apigw.core.api_keys import KEY_ID_CHARS, PREFIX, SECRET_CHARS, Unusable, check_partner_id, made
 
 KEEP_CHANGES_S: Final = 7 * 86_400.0  # cache_ttl_seconds is a day at most
 _ALPHABET: Final = string.ascii_letters + string.digits
@@ -128,9 +129,11 @@ class KeyStore:
     # -- what an operator does
 
     def list(self, partner_id: str | None = None) -> list[KeyRecord]:
-        """All keys, or a partner's; the oldest first."""
+        """All keys, or a partner's; the oldest first. Raises KeyRefused for a partner id that no key can have."""
         wanted = select(API_KEYS).order_by(API_KEYS.c.created_s, API_KEYS.c.key_id)
         if partner_id is not None:
+            with _told_as_refused():
+                check_partner_id(partner_id)
             wanted = wanted.where(API_KEYS.c.partner_id == partner_id)
         with self._database.reading() as connection:
             return [_record(row) for row in connection.execute(wanted).mappings()]
@@ -187,10 +190,8 @@ class KeyStore:
         if end_s is not None and end_s <= now_s:
             raise KeyRefused("the key would have expired already")
         key_id, secret = _drawn(KEY_ID_CHARS), _drawn(SECRET_CHARS)
-        try:
+        with _told_as_refused():
             key = made(key_id, "", partner_id=partner_id, tier=tier, scopes=scopes, expires_s=end_s, networks=networks)
-        except Unusable as unusable:
-            raise KeyRefused(str(unusable)) from None
         secret_hash = bcrypt.hashpw(secret.encode("ascii"), bcrypt.gensalt(self._cost)).decode("ascii")
         whole = tuple(str(network) for network in key.networks)
         record = KeyRecord(key_id, partner_id, secret_hash, tier, scopes, whole, now_s, end_s)
@@ -224,6 +225,14 @@ class KeyStore:
         connection.execute(CHANGES.insert().values(number=number, key_id=key_id, kind=kind, changed_s=now_s))
         old = (CHANGES.c.changed_s < now_s - KEEP_CHANGES_S) & (CHANGES.c.number < number)
         connection.execute(CHANGES.delete().where(old))
+
+
+@contextmanager
+def _told_as_refused() -> Iterator[None]:
+    try:
+        yield
+    except Unusable as unusable:
+        raise KeyRefused(str(unusable)) from None
 
 
 def _drawn(length: int) -> str:

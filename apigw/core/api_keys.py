@@ -91,6 +91,12 @@ class APIKey:
         return any((mapped or address) in network for network in self.networks)
 
 
+def check_partner_id(partner_id: str) -> None:
+    """Raises Unusable for one that no header can carry, which no key has."""
+    if _PARTNER_ID.fullmatch(partner_id) is None:
+        raise Unusable("partner_id is not 1 to %d visible ASCII characters" % MAX_USER_ID_CHARS)
+
+
 def made(
     key_id: str,
     key_hash: str,
@@ -102,8 +108,7 @@ def made(
     networks: Iterable[str | IPv4Network | IPv6Network] = (),
 ) -> APIKey:
     """A key as its owner's record says. `key_hash` is digest() of the key. Raises Unusable."""
-    if _PARTNER_ID.fullmatch(partner_id) is None:
-        raise Unusable("partner_id is not 1 to %d visible ASCII characters" % MAX_USER_ID_CHARS)
+    check_partner_id(partner_id)
     try:
         known = tuple(client_network(network) for network in networks)
     except ValueError:

@@ -97,6 +97,8 @@ def test_keys_are_listed_oldest_first_and_by_partner(store: KeyStore, wall: Wall
     assert [record.key_id for record in store.list()] == ids
     assert [record.key_id for record in store.list("a")] == [ids[0], ids[2]]
     assert store.list("nobody") == []
+    with pytest.raises(KeyRefused, match="partner_id is not"):
+        store.list("\udcff")
 
 
 @pytest.mark.parametrize(

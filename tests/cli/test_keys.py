@@ -135,6 +135,14 @@ def test_a_partner_that_no_header_can_carry_is_refused(tool: Tool) -> None:
     assert "would have expired already" in tool.refused("keys", "create", "--partner", "a", "--expires", "2001-01-01")
 
 
+@pytest.mark.parametrize("partner", ["\udcff", "é", "a b", "", "x" * 257])
+def test_a_list_of_a_partner_that_there_cannot_be_is_refused_as_a_key_of_it_is(anywhere: Tool, partner: str) -> None:
+    """A byte that is no UTF-8, as a shell passes it, is one that no database can be asked for."""
+    new(anywhere)
+    said = {anywhere.refused("keys", verb, "--partner", partner) for verb in ("list", "create")}
+    assert said == {"apigwctl: partner_id is not 1 to 256 visible ASCII characters\n"}
+
+
 def test_an_end_that_no_date_can_say_makes_and_rotates_no_key(tool: Tool) -> None:
     key_id = str(new(tool)["key_id"])
     for words in (("create", "--partner", "acme"), ("rotate", key_id)):
