@@ -150,6 +150,9 @@ def _be_there(path: Path, may_make: bool) -> None:
         raise StoreDown(
             f"there is no database of API keys at {path}; mount it, or make a new one with `apigwctl keys create`"
         )
+    journal = path.with_name(path.name + "-wal")
+    if journal.exists():  # an empty database would take it for its own, and drop what is in it
+        raise StoreDown(f"{path} is not there, but its newest changes are, in {journal}: put it back")
     _make_file(path)
 
 

@@ -54,6 +54,21 @@ def test_a_file_that_is_not_there_is_made_for_those_alone_who_may(tmp_path: Path
     Database(sqlite(path), may_make=False).close()
 
 
+def test_none_is_made_beside_the_journal_of_one_that_was_moved(tmp_path: Path) -> None:
+    """SQLite would begin the journal anew: changes that were in there alone are lost, also when the file comes back."""
+    path, away = tmp_path / "keys.db", tmp_path / "away.db"
+    database = Database(sqlite(path))
+    journal = tmp_path / "keys.db-wal"
+    written = journal.read_bytes()
+    path.rename(away)
+    with pytest.raises(StoreDown, match=f"{path} is not there, but its newest changes are, in {journal}: put it back"):
+        Database(sqlite(path))
+    assert not path.exists() and written == journal.read_bytes() != b""
+    away.rename(path)
+    Database(sqlite(path)).close()
+    database.close()
+
+
 @pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:", "sqlite://host/keys.db", "mysql://x/y", "nothing"])
 def test_a_url_that_leads_to_no_shared_database_is_refused(url: str) -> None:
     with pytest.raises(StoreDown, match="the URL of the database of API keys"):
