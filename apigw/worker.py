@@ -274,13 +274,14 @@ class Worker(MultiService):
         prepared = self.listeners.prepare(config.listeners)
         try:
             keys, api_keys = await self._new_sources(config)
-        except ConfigurationError:
+            if self._stopping:  # SIGTERM came while it waited: nothing opens again
+                prepared.discard()
+                return
+            generation = self._generation(snapshot, keys, api_keys)
+        except BaseException:
             prepared.discard()
             raise
-        if self._stopping:  # SIGTERM came while it waited: nothing opens again
-            prepared.discard()
-            return
-        self.site.swap(self._generation(snapshot, keys, api_keys))
+        self.site.swap(generation)
         self.listeners.apply(prepared)
         if keys is not self.keys:
             if self.keys is not None:
@@ -305,7 +306,7 @@ class Worker(MultiService):
         if config.api_keys != self.config.api_keys:
             try:
                 api_keys = await self._new_api_keys(config)
-            except ConfigurationError:
+            except BaseException:
                 if keys is not None and keys is not self.keys:
                     keys.disownServiceParent()
                 raise

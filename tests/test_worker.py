@@ -20,6 +20,7 @@ from apigw.config.model import (
     AdminSection,
     APIKeysSection,
     Backend,
+    Discovery,
     Instance,
     JWTSection,
     Listener,
@@ -28,6 +29,7 @@ from apigw.config.model import (
     Route,
     Tier,
 )
+from apigw.edge.listeners import Prepared
 from apigw.errors import ConfigurationError
 from apigw.worker import Worker
 from tests.e2e.identity import AUDIENCE, ISSUER, KeyServer, key_set, token
@@ -164,6 +166,44 @@ async def test_a_refused_reload_keeps_everything(house: House) -> None:
             assert worker.listeners.labels() == [f"http://127.0.0.1:{house.port}"]
             assert not listening(house.other_port)
             assert await ask(house.port) == 200
+
+
+@pytest.mark.parametrize("step", ["_new_sources", "_generation"])
+@pytest_twisted.ensureDeferred
+async def test_a_defect_in_a_reload_leaves_no_socket_open(
+    house: House, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    worker = house.start()
+    prepared: list[Prepared] = []
+    prepare = worker.listeners.prepare
+
+    def kept(listeners: Any) -> Prepared:
+        prepared.append(prepare(listeners))
+        return prepared[-1]
+
+    def broken(*_: object) -> Any:
+        raise ZeroDivisionError("a defect")
+
+    monkeypatch.setattr(worker.listeners, "prepare", kept)
+    monkeypatch.setattr(worker, step, broken)
+    listeners = (Listener("127.0.0.1", house.port), Listener("127.0.0.1", house.other_port))
+    assert not await house.reload(worker, house.config("v2", listeners=listeners))
+    assert [sock.fileno() for each in prepared for sock in each.sockets.values()] == [-1]
+
+
+@pytest_twisted.ensureDeferred
+async def test_saved_lists_that_cannot_be_looked_at_stop_neither_a_start_nor_a_reload(
+    house: House, tmp_path: Path
+) -> None:
+    """What a reload brings is then in force as a whole. (The folder's name is too long: root may look everywhere.)"""
+    gateway = evolve(house.config().gateway, state_dir=tmp_path / ("x" * 300))
+    discovery = Discovery("etcd", "orders", endpoints=("http://127.0.0.1:1",))
+    first = Backend("first", discovery=discovery)
+    worker = house.start(gateway=gateway, backends=(first,))
+    second = Backend("second", discovery=discovery)
+    assert await house.reload(worker, house.config("v2", gateway=gateway, backends=(first, second)))
+    assert worker.config.version == worker.site.generation.snapshot.version == "v2"
+    assert set(worker.backends.pools) == set(worker.circuits.gates) == {"first", "second"}
 
 
 @pytest_twisted.ensureDeferred

@@ -2,7 +2,7 @@
 
 One file a backend: discovery/NAME.json below state_dir, replaced as a whole and synced, by a thread. What is read is
 judged like an answer of the registry, and only if it is of the same registry and service. That the folder is missing,
-full or not writable is said once and hurts nobody: the list in memory serves.
+full or not writable is said once and hurts nobody: the list in memory serves. A list that cannot be read is none.
 """
 
 import os
@@ -17,7 +17,7 @@ from twisted.python.failure import Failure
 
 from apigw.adapters.half_written import remove_half_written
 from apigw.adapters.wanted_instances import Wanted
-from apigw.config.reading import Unreadable, read_bounded
+from apigw.config.reading import Missing, Unreadable, read_bounded
 from apigw.core.discovery import Entry, RawEntry, sift
 from apigw.net.threads import in_thread
 from apigw.ports import WallClock
@@ -51,7 +51,8 @@ class SavedInstances:
         return self._folder / f"{backend}.json"  # a Name: no slash in it
 
     def load(self, wanted: Wanted) -> Saved | None:
-        """The list that was saved for this backend of this registry; None when there is none that is good."""
+        """The list that was saved for this backend of this registry; None when there is none that is good. Raises
+        nothing: a start and a reload, which is half in force by then, do without it."""
         path = self._path(wanted.backend)
         remove_half_written(path)
         try:
@@ -61,9 +62,10 @@ class SavedInstances:
             raw = [RawEntry(each["host"], each["port"], each["weight"]) for each in document["instances"]]
             entries = sift(raw, wanted.boundary()).entries
             saved_s = float(document["saved_at"])
+        except Missing:
+            return None
         except (Unreadable, orjson.JSONDecodeError, KeyError, TypeError, ValueError) as error:
-            if path.exists():
-                log.warn("{path} is not used: {why}", path=str(path), why=f"{type(error).__name__}: {error}"[:200])
+            log.warn("{path} is not used: {why}", path=str(path), why=f"{type(error).__name__}: {error}"[:200])
             return None
         return Saved(entries, saved_s) if entries else None
 

@@ -9,12 +9,16 @@ class Unreadable(Exception):
     """The message completes "FILE ...": "does not exist", "is a directory"."""
 
 
+class Missing(Unreadable):
+    """There is no such file; of one in a folder that may not be looked into nobody knows."""
+
+
 def read_bounded(path: Path, max_bytes: int) -> bytes:
     """The whole file. Raises Unreadable. A pipe or device is refused rather than waited for."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
-        raise Unreadable("does not exist") from None
+        raise Missing("does not exist") from None
     except (OSError, ValueError) as error:
         raise Unreadable(_reason(error)) from None
     try:

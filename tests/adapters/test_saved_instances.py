@@ -14,6 +14,7 @@ from apigw.adapters.wanted_instances import Wanted
 from apigw.config.model import Discovery
 from apigw.core.discovery import Entry
 from tests.adapters.registry_world import NOW_S, REACTOR
+from tests.logs import captured_lines
 from tests.servers import until
 from tests.threadless import Threadless
 
@@ -119,6 +120,25 @@ async def test_a_folder_that_is_not_there_hurts_nobody_and_is_used_when_it_is(tm
     saved.save(WANTED, LIST)
     await written(saved)
     assert saved.last_error is None and saved.load(WANTED) is not None
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_place_that_cannot_even_be_looked_at_hurts_nobody_and_is_told(tmp_path: Path) -> None:
+    """Its name is too long: root may look into every folder."""
+    folder = tmp_path / ("x" * 300)
+    saved = SavedInstances(REACTOR, folder, lambda: NOW_S)
+    with captured_lines() as lines:
+        assert saved.load(WANTED) is None
+    assert any(str(folder) in line and "is not used: Unreadable: cannot be read" in line for line in lines)
+    saved.save(WANTED, LIST)
+    await written(saved)
+    assert "too long" in str(saved.last_error)
+
+
+def test_of_a_file_that_is_not_there_nothing_is_said(saved: SavedInstances) -> None:
+    with captured_lines() as lines:
+        assert saved.load(WANTED) is None
+    assert lines == []
 
 
 @pytest_twisted.ensureDeferred
