@@ -2,7 +2,7 @@
 
 unknown   --list-->               known at resourceVersion R
 known     --watch from R-->       ADDED, MODIFIED, DELETED: R and the slices follow; BOOKMARK: R alone
-known     --the watch ends-->     watched again from R: the server ends it after WATCH_S
+known     --the watch ends-->     judged once more, watched again from R: the server ends it after WATCH_S
 known     --410 Gone-->           unknown: R is too old (as an answer, or as an ERROR in the watch)
 any       --failure-->            unknown, since it may be another API server that answers next
 """
@@ -129,13 +129,8 @@ class KubernetesRegistry(RegistryPoller):
         try:
             _judge(await self.ask(question, WATCH_S + ANSWER_S))
         finally:
-            pending = self._telling is not None
             self._put_off(None)
-        if pending:
-            self._tell()
-        self.up = True  # it held to the end, perhaps without news
-        self.last_error = None
-        self.last_success_epoch_s = self._wall()
+        self._tell()  # it held to the end, perhaps without news: what was empty or unusable still is
 
     def _news(self) -> None:
         """The slices changed. A rollout changes them many times a second: they are put in force once in a while."""

@@ -96,6 +96,41 @@ async def test_a_watch_goes_on_where_the_last_one_ended(cluster: Kubernetes, wan
         assert watch.registry.failures == 0 and watch.registry.up
 
 
+@pytest_twisted.ensureDeferred
+async def test_that_nobody_is_left_is_believed_when_it_has_lasted(cluster: Kubernetes, tmp_path: Path) -> None:
+    """No event says it again: a watch that ends in order does."""
+    cluster.put("orders-1", endpoint("10.0.0.1"))
+    with watching(KubernetesRegistry, of(cluster, tmp_path, empty_after_s=1.0)) as watch:
+        await until(lambda: cluster.watches, REACTOR)
+        cluster.put("orders-1")
+        await until(lambda: watch.registry.empty_since_s is not None, REACTOR)
+        assert watch.hosts == ["10.0.0.1:8080*1"]
+        await turns(REACTOR, 1.1)
+        cluster.end_watches()
+        await watch.until_hosts()
+        assert watch.registry.up and cluster.lists == 1
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_watch_that_ends_in_order_does_not_make_an_unusable_answer_good(
+    cluster: Kubernetes, wanted: Discovery
+) -> None:
+    cluster.put("orders-1", endpoint("10.0.0.1"))
+    with watching(KubernetesRegistry, wanted) as watch:
+        await until(lambda: cluster.watches, REACTOR)
+        cluster.put("orders-1", endpoint("10.0.0.1"), ports=TWO_PORTS)
+        await watch.until_down()
+        for _ in range(2):
+            asked = cluster.lists + cluster.watches_begun
+            cluster.end_watches()
+            await until(lambda: cluster.lists + cluster.watches_begun > asked, REACTOR, 10)
+            await turns(REACTOR, 0.1)
+            assert watch.registry.up is False and watch.hosts == ["10.0.0.1:8080*1"]
+            assert watch.registry.last_error == "no usable instance in the answer: 1 unusable"
+        cluster.put("orders-1", endpoint("10.0.0.2"))
+        await watch.until_hosts("10.0.0.2:8080*1")
+
+
 @pytest.mark.parametrize("by_status", [False, True])
 @pytest_twisted.ensureDeferred
 async def test_what_is_too_old_to_be_watched_is_listed_anew(
