@@ -7,6 +7,9 @@
 A failure is anything but a good answer: refused, silent, nonsense, too large, or not one usable entry. It is tried
 again after 0.5, 1, 2, 4, 8, 15, 15 ... seconds, less up to a third, so that gateways do not come back together.
 Whether an instance is well is not asked here: the gateway checks each one itself (upstream/health.py).
+
+That nobody is left is believed when it has lasted (core/discovery.py), by a timer: a poll that waits for news may have
+long to go then, and none may come.
 """
 
 import random
@@ -81,6 +84,7 @@ class RegistryPoller(Poller):
         self._last = Sifted((), {})  # the last good answer
         self._cost_s = 0.0  # what reading the last list took, and putting it in force
         self._trust: tuple[bytes | None, Trust] | None = None
+        self._doubt: Any = None  # a timer: until an empty answer has lasted long enough
 
     @property
     def entries(self) -> tuple[Entry, ...]:
@@ -103,6 +107,10 @@ class RegistryPoller(Poller):
         """How long to leave the registry alone because of what its last list cost: a thousand instances that change
         all the time may have a hundredth of the loop."""
         return min(_MAX_REST_S, _REST * self._cost_s)
+
+    def stopService(self) -> None:
+        self._doubt_for(None)
+        super().stopService()
 
     # -- polling
 
@@ -172,8 +180,13 @@ class RegistryPoller(Poller):
         first = self.last_success_epoch_s is None
         self.up, self.last_error = True, None
         self.last_success_epoch_s = self._wall()
+        self._believe(sifted.entries, first)
+
+    def _believe(self, entries: tuple[Entry, ...], first: bool = False) -> None:
+        now_s = self.clock.seconds()
         before, kept_since_s = self.entries, self.empty_since_s
-        changed = self._belief.take(sifted.entries, self.clock.seconds())
+        changed = self._belief.take(entries, now_s)
+        self._doubt_for(self._belief.doubted_for_s(now_s))
         if kept_since_s is None and self.empty_since_s is not None:
             log.warn(
                 "{backend}: {where} names no instance; the last {count} are kept for {seconds} s",
@@ -184,12 +197,27 @@ class RegistryPoller(Poller):
             )
         if changed:
             _log_change(self.wanted.backend, self.where, before, self.entries)
-        if changed or (first and sifted.entries):
+        if changed or (first and entries):
             self._on_instances(self.entries)
 
     def heard_again(self) -> None:
         """The same good answer as before; an empty one may have lasted long enough now."""
         self._sifted(self._last)
+
+    def _doubt_for(self, delay_s: float | None) -> None:
+        doubt, self._doubt = self._doubt, None
+        if doubt is not None and doubt.active():
+            doubt.cancel()
+        if delay_s is not None and self.running:
+            self._doubt = self.clock.callLater(delay_s, self.doubt_is_over)
+
+    def doubt_is_over(self) -> None:
+        """An empty answer has lasted. It is believed if a poll waits for news, and asked for anew if none does. While
+        the registry is down the next good answer decides."""
+        if self.up and self.in_flight:
+            self._believe(())
+        elif self.up:
+            self.poll_within(0.0)
 
     def _tell_skipped(self, skipped: dict[str, int]) -> None:
         if skipped and skipped != self.skipped:

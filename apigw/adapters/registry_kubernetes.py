@@ -144,6 +144,10 @@ class KubernetesRegistry(RegistryPoller):
         if delay_s is not None:
             self._telling = self.clock.callLater(delay_s, self._told)
 
+    def doubt_is_over(self) -> None:
+        if self._telling is None:  # else there are news, which are told in a moment and decide
+            super().doubt_is_over()
+
     def _told(self) -> None:
         self._telling = None
         try:

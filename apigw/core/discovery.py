@@ -222,8 +222,14 @@ class Belief:
         elif self.entries:
             if self.empty_since_s is None:
                 self.empty_since_s = now_s
-            if now_s - self.empty_since_s < self._empty_after_s:
+            if self.doubted_for_s(now_s):
                 return False
         changed = entries != self.entries
         self.entries = entries
         return changed
+
+    def doubted_for_s(self, now_s: float) -> float | None:
+        """How long an empty answer has still to last until it is believed; None when there is none in doubt."""
+        if self.empty_since_s is None or not self.entries:
+            return None
+        return max(0.0, self.empty_since_s + self._empty_after_s - now_s)

@@ -147,6 +147,65 @@ def test_an_empty_answer_is_believed_after_the_time_of_the_configuration() -> No
     assert registry.hosts == [] and registry.lists[-1] == []
 
 
+class Waiting(Scripted):
+    """Waits for news after each answer: until `news` fires, or its poll is ended."""
+
+    async def inquire(self) -> None:
+        await super().inquire()
+        self.news: Deferred[None] = Deferred()
+        await self.news
+
+
+def doubting(kind: type[Scripted], empty_after_s: float = 4.0) -> Scripted:
+    """One that has just said that nobody is left."""
+    known = (Entry("10.0.0.1", 80),)
+    registry = kind(discovery=Discovery("etcd", "orders", empty_after_s=empty_after_s), known=known)
+    registry.interval_s = 100.0
+    registry.says = []
+    registry.startService()
+    return registry
+
+
+def test_an_empty_answer_is_believed_when_its_time_is_over_though_a_poll_still_waits_for_news() -> None:
+    registry = doubting(Waiting)
+    registry.run_for(3.9)
+    assert registry.hosts == ["10.0.0.1"] and registry.lists == []
+    registry.run_for(0.2)
+    assert registry.hosts == [] and registry.lists == [[]] and registry.polls == [0.0]
+    assert registry.up and registry.last_success_epoch_s == 1000.0, "no answer came"
+
+
+def test_between_polls_the_registry_is_asked_anew_when_the_time_of_an_empty_answer_is_over() -> None:
+    registry = doubting(Scripted)
+    registry.run_for(3.9)
+    assert registry.hosts == ["10.0.0.1"] and registry.polls == [0.0]
+    registry.run_for(0.2)
+    assert registry.hosts == [] and registry.polls == pytest.approx([0.0, 4.0], abs=0.15)
+
+
+def test_an_empty_answer_is_not_believed_while_the_registry_is_down() -> None:
+    registry = doubting(Waiting, empty_after_s=12.0)
+    registry.says = PollFailed("no")
+    registry.run_for(30)
+    assert registry.up is False and registry.hosts == ["10.0.0.1"]
+    registry.says = []
+    registry.run_for(15)
+    assert registry.up and registry.hosts == []
+
+
+def test_an_answer_that_is_not_empty_ends_the_doubt_and_stopping_does() -> None:
+    registry = doubting(Waiting)
+    assert isinstance(registry, Waiting)
+    registry.says = [A, B]
+    registry.interval_s = 1.0
+    registry.news.callback(None)
+    registry.run_for(8)
+    assert registry.lists == [["10.0.0.1", "10.0.0.2"]]
+    registry = doubting(Waiting)
+    registry.stopService()
+    assert registry.test_clock.getDelayedCalls() == []
+
+
 def test_bad_entries_are_counted_and_the_good_ones_used() -> None:
     registry = Scripted()
     registry.says = [A, RawEntry("127.0.0.1", 80), RawEntry("10.0.0.3", 0), None]

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import pytest_twisted
 from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
 
 from apigw.adapters import registry_kubernetes
 from apigw.adapters.registry_kubernetes import KubernetesRegistry, _Lines
@@ -109,6 +110,27 @@ async def test_that_nobody_is_left_is_believed_when_it_has_lasted(cluster: Kuber
         cluster.end_watches()
         await watch.until_hosts()
         assert watch.registry.up and cluster.lists == 1
+
+
+@pytest_twisted.ensureDeferred
+async def test_news_that_wait_are_heard_before_it_is_believed_that_nobody_is_left(
+    cluster: Kubernetes, tmp_path: Path
+) -> None:
+    clock = Clock()
+    cluster.put("orders-1", endpoint("10.0.0.1"))
+    with watching(KubernetesRegistry, of(cluster, tmp_path, empty_after_s=30.0), clock=clock) as watch:
+        await until(lambda: cluster.watches, REACTOR)
+        registry: Any = watch.registry
+        for advance_s in (1.0, 29.9):
+            cluster.put("orders-1")
+            await until(lambda: registry._telling, REACTOR)
+            clock.advance(advance_s)
+        cluster.put("orders-1", endpoint("10.0.0.2"))
+        await until(lambda: registry._telling, REACTOR)
+        clock.advance(0.15)  # 30 s after the first that was empty; the news come 0.3 s after the last that was told
+        assert watch.hosts == ["10.0.0.1:8080*1"]
+        clock.advance(1.0)
+        assert watch.hosts == ["10.0.0.2:8080*1"] and () not in watch.lists
 
 
 @pytest_twisted.ensureDeferred

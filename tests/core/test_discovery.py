@@ -244,6 +244,18 @@ def test_nobody_is_believed_only_after_a_while() -> None:
     assert not belief.take((), 1301.0)
 
 
+def test_what_is_in_doubt_says_for_how_long_still() -> None:
+    belief = Belief(300.0, (A,))
+    assert belief.doubted_for_s(10.0) is None
+    belief.take((), 10.0)
+    assert (belief.doubted_for_s(10.0), belief.doubted_for_s(309.0), belief.doubted_for_s(400.0)) == (300.0, 1.0, 0.0)
+    belief.take((B,), 20.0)
+    assert belief.doubted_for_s(20.0) is None
+    belief.take((), 30.0)
+    belief.take((), 330.0)
+    assert belief.doubted_for_s(330.0) is None and belief.entries == ()
+
+
 def test_a_list_in_between_begins_the_while_anew() -> None:
     belief = Belief(300.0, (A,))
     belief.take((), 0.0)
