@@ -1,7 +1,8 @@
 """The instances of all backends that ask a registry for them: one Registry each, and what is saved of their lists.
 
 start    the saved list, if there is one -> in force at once; then what the registry says
-reload   discovery unchanged: goes on; changed: asked anew while the list in force serves; gone: not asked any more
+reload   discovery unchanged: goes on; changed: asked anew while of the list in force serves what is still allowed;
+         gone: not asked any more
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -19,7 +20,7 @@ from apigw.adapters.registry_kubernetes import KubernetesRegistry
 from apigw.adapters.saved_instances import Saved, SavedInstances
 from apigw.adapters.wanted_instances import Wanted
 from apigw.config.model import Config, Instance
-from apigw.core.discovery import Entry
+from apigw.core.discovery import REASONS, Entry, RawEntry, sift
 from apigw.ports import WallClock
 
 SetInstances = Callable[[str, tuple[Instance, ...]], object]  # upstream.backends.Backends.set_instances
@@ -62,6 +63,7 @@ class Discovery(MultiService):
         self._set_instances = set_instances
         self._instances = instances
         self._followed: dict[str, _Followed] = {}
+        self._named: set[str] = set()  # backends whose instances in force a registry named, not the configuration
 
     def configure(self, config: Config) -> None:
         """After Backends.configure() with the same configuration."""
@@ -75,6 +77,7 @@ class Discovery(MultiService):
             if wanted.get(name) != followed.wanted:
                 followed.registry.disownServiceParent()
                 del self._followed[name]
+        self._named &= wanted.keys()
         for name, each in wanted.items():
             if name not in self._followed:
                 self._follow(each)
@@ -83,19 +86,37 @@ class Discovery(MultiService):
         """Begin with the instances that serve, listed or of another registry; else with the list saved before."""
         name = wanted.backend
         known = tuple(sorted(Entry(each.host, each.port, each.weight) for each in self._instances(name)))
+        if name in self._named:
+            known = self._still_allowed(wanted, known)
         saved = None if known else self._saved.load(wanted)
         if saved is not None:
             known = saved.entries
             log.info("{backend}: {n} instances from the list saved before", backend=name, n=len(known))
-            self._set_instances(name, _instances(known))
+            self._set(name, known)
 
         def found(entries: tuple[Entry, ...]) -> None:
-            self._set_instances(name, _instances(entries))
+            self._set(name, entries)
             self._saved.save(wanted, entries)
 
         registry = TYPES[wanted.discovery.type](self._reactor, wanted, self._wall, found, known)
         self._followed[name] = _Followed(wanted, registry, saved)
         registry.setServiceParent(self)
+
+    def _still_allowed(self, wanted: Wanted, known: tuple[Entry, ...]) -> tuple[Entry, ...]:
+        """Of what a registry named under the configuration before, what it may name under this one; the rest goes."""
+        sifted = sift([RawEntry(each.host, each.port, each.weight) for each in known], wanted.boundary())
+        if sifted.skipped:
+            log.warn(
+                "{backend}: instances in force are not allowed any more: {what}",
+                backend=wanted.backend,
+                what="; ".join(f"{count} {word}: {REASONS[word]}" for word, count in sifted.skipped.items()),
+            )
+            self._set(wanted.backend, sifted.entries)
+        return sifted.entries
+
+    def _set(self, name: str, entries: tuple[Entry, ...]) -> None:
+        self._named.add(name)
+        self._set_instances(name, _instances(entries))
 
     # -- what the operator sees
 

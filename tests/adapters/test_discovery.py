@@ -1,6 +1,7 @@
 """The registries of a configuration: which are asked after a reload, whose lists serve, and what an operator sees."""
 
 from collections.abc import Iterator
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +168,55 @@ async def test_a_changed_discovery_is_asked_anew_while_its_list_serves(world: Wo
     assert world.hosts() == ["10.0.0.1"]
     world.configure(orders=at(etcd.url, prefix="/other/"))
     await world.until_hosts("10.0.0.9")
+
+
+@pytest.mark.parametrize(
+    ("change", "left"),
+    [
+        ({"networks": (ip_network("10.0.0.0/8"),)}, ["10.0.0.1"]),
+        ({"networks": (ip_network("192.168.0.0/16"),)}, []),
+        ({"allow_loopback": False}, ["10.0.0.1", "host.test"]),
+        ({"allow_names": False}, ["10.0.0.1", "127.0.0.1"]),
+    ],
+)
+@pytest_twisted.ensureDeferred
+async def test_what_a_registry_may_not_name_any_more_goes_with_the_reload(
+    world: World, etcd: EtcdServer, change: dict[str, Any], left: list[str]
+) -> None:
+    """Whether or not the registry answers then; what was saved of it does not come back either."""
+    etcd.put(PREFIX + "2", "127.0.0.1:80")
+    etcd.put(PREFIX + "3", "host.test:80")
+    section = at(etcd.url, allow_names=True)
+    world.configure(orders=section)
+    await world.until_hosts("10.0.0.1", "127.0.0.1", "host.test")
+    await world.until_saved()
+    moved = f"http://127.0.0.1:{free_port()}"
+    world.configure(orders=attrs.evolve(section, endpoints=(moved,)))
+    assert world.hosts() == ["10.0.0.1", "127.0.0.1", "host.test"], "it may move"
+    world.configure(orders=attrs.evolve(section, endpoints=(moved,), **change))
+    assert world.hosts() == left
+    said: Any = world.discovery.of("orders")
+    assert (said["list"], said["instances"]) == ("kept" if left else "none", len(left))
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_the_configuration_listed_itself_is_not_judged_as_if_a_registry_had_named_it(world: World) -> None:
+    world.instances["orders"] = (Instance("127.0.0.1", 80),)
+    world.configure(orders=at(f"http://127.0.0.1:{free_port()}"))
+    world.configure(orders=at(f"http://127.0.0.1:{free_port()}", allow_loopback=False))
+    assert world.hosts() == ["127.0.0.1"]
+
+
+@pytest_twisted.ensureDeferred
+async def test_instances_that_are_listed_after_discovery_are_the_configurations_own(
+    world: World, etcd: EtcdServer
+) -> None:
+    world.configure(orders=at(etcd.url))
+    await world.until_hosts("10.0.0.1")
+    world.configure(orders=None)
+    world.instances["orders"] = (Instance("127.0.0.1", 80),)
+    world.configure(orders=at(f"http://127.0.0.1:{free_port()}", allow_loopback=False))
+    assert world.hosts() == ["127.0.0.1"]
 
 
 @pytest_twisted.ensureDeferred

@@ -259,6 +259,26 @@ def test_a_reload_gives_a_backend_discovery_and_takes_it_away_under_load(
     assert discovery_of(gateway) is None  # type: ignore[comparison-overlap]
 
 
+@pytest.mark.parametrize("tightened", [{"networks": ["10.0.0.0/8"]}, {"allow_loopback": False}], ids=["net", "lo"])
+def test_a_reload_that_allows_less_ends_what_is_not_allowed(
+    launch: Launch, etcd: EtcdServer, origin: Origin, tightened: Settings
+) -> None:
+    """At once, though the registry goes on naming it; what is allowed again comes back."""
+    register(etcd, origin)
+    gateway = launch(discovering(at(etcd)))
+    has(gateway, origin)
+    assert gateway.ask("GET", "/orders/x").status == 200
+    orders = gateway.settings["backends"][-1]
+    orders["discovery"] = at(etcd) | tightened
+    gateway.reload()
+    assert instances(gateway) == [] and gateway.ask("GET", "/orders/x").status == 503
+    gateway.until(lambda: "no usable instance" in str(discovery_of(gateway)["last_error"]), 10)
+    assert instances(gateway) == [] and gateway.ask("GET", "/orders/x").status == 503
+    orders["discovery"] = at(etcd)
+    gateway.reload()
+    has(gateway, origin)
+
+
 def test_a_frozen_registry_holds_up_neither_requests_nor_a_reload_nor_the_end(
     launch: Launch, etcd: EtcdServer, origins: list[Origin]
 ) -> None:
