@@ -98,8 +98,12 @@ class Database:
         identity = _identity(self._file)
         if identity != self._opened:
             self._engine.dispose()
-            self._opened = identity
-            self._prepare()
+            before, self._opened = self._opened, identity
+            try:
+                self._prepare()
+            except BaseException:
+                self._opened = before  # looked at again by who asks next
+                raise
 
 
 def _identity(path: Path | None) -> tuple[int, int] | None:

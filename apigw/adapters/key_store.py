@@ -160,7 +160,8 @@ class KeyStore:
         Raises KeyRefused for a key that does not exist, has ended, or was rotated already.
         """
         old = self._living(self.find(key_id), key_id)
-        new = self._new(old.partner_id, old.tier, old.scopes, old.networks, expires_s or old.expires_s)
+        new_ends_s = old.expires_s if expires_s is None else expires_s
+        new = self._new(old.partner_id, old.tier, old.scopes, old.networks, new_ends_s)
         ends_s = self._wall() + overlap_s
         with self._database.writing() as connection:  # bcrypt is over: the lock is short
             current = self._living(_locked(connection, key_id), key_id)

@@ -98,6 +98,22 @@ def test_a_file_that_is_gone_is_not_made_anew_and_another_in_its_place_is_used(t
     store.close()
 
 
+def test_a_file_in_its_place_that_cannot_be_used_is_refused_each_time(tmp_path: Path) -> None:
+    path, newer = tmp_path / "keys.db", tmp_path / "newer.db"
+    store = KeyStore(sqlite(path), cost=4)
+    Database(sqlite(newer)).close()
+    with sqlite3.connect(newer) as connection:
+        connection.execute("UPDATE schema_version SET version = version + 1")
+    connection.close()
+    for file in tmp_path.glob("keys.db*"):
+        file.unlink()
+    newer.rename(path)
+    for _ in range(2):
+        with pytest.raises(StoreDown, match="this gateway knows up to"):
+            store.find("warm")
+    store.close()
+
+
 def test_a_writer_waits_for_another_and_not_without_an_end(tmp_path: Path) -> None:
     """Readers do not wait at all."""
     path = tmp_path / "keys.db"

@@ -144,6 +144,8 @@ def test_only_a_key_that_lives_is_rotated_and_only_once(store: KeyStore, wall: W
     successor = store.rotate(first, DAY_S).record.key_id
     with pytest.raises(KeyRefused, match=f"rotated already: {successor}"):
         store.rotate(first, DAY_S)
+    with pytest.raises(KeyRefused, match="would have expired already"):
+        store.rotate(third, DAY_S, expires_s=0.0)
     wall.now_s += 5
     with pytest.raises(KeyRefused, match="expired"):
         store.rotate(second, DAY_S)
