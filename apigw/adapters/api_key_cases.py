@@ -15,7 +15,7 @@ Note [The same time]
 
 Note [The owner of a flooded id]
   Whoever knows an id can keep its places taken. The owner's key, which another gateway has checked, is in Redis then,
-  and one GET for each key finds it. A case without a place (`crowded`) gets that and no more.
+  and one GET for each key finds it, which the database confirms. A case without a place (`crowded`) gets no more.
 """
 
 from collections.abc import Callable

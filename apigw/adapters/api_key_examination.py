@@ -1,7 +1,7 @@
 """Whether an API key that memory does not know is good: asked of Redis, then of the database and bcrypt.
 
-    Redis       what another gateway checked: believed at once, and confirmed by the database right after; if that
-                does not answer, for as long as the record stands, so that a TTL does not begin anew with each worker
+    Redis       what another gateway checked: confirmed by the database, which spares bcrypt; if that does not answer,
+                believed for as long as the record stands, so that a TTL does not begin anew with each worker
     database    the record; then bcrypt, unless this worker saw this very secret to be right before
 
 Note [A key that is revoked while it is checked]
@@ -10,6 +10,11 @@ Note [A key that is revoked while it is checked]
   finds the key in Redis and takes it out. Within the worker a stamp says whether the key was changed while the
   answer was on its way; then it is asked once more. A record in Redis of a key that was changed is not believed.
 
+Note [A record from before the start]
+  Of changes before its own start a worker hears nothing, and whoever revoked a key may not have reached Redis. So no
+  record is believed before the database has said that the key is as it is there. What was believed because the
+  database was down is forgotten when it answers (database_answers), and is confirmed with the key's next request.
+
 Note [When revocations cannot be heard of]
   A good key is believed for UNHEARD_S (api_keys.py) after the last moment at which a revocation would have been
   heard of. Then the database is asked for it. When that does not answer either, nobody can have revoked it there,
@@ -17,14 +22,12 @@ Note [When revocations cannot be heard of]
 """
 
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 
-from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
-from twisted.python.failure import Failure
 
-from apigw.adapters.api_key_cache import MAX_PROOFS, MAX_REFUSED, Good, GoodKeys, Remembered
+from apigw.adapters.api_key_cache import MAX_GOOD, MAX_PROOFS, MAX_REFUSED, Good, GoodKeys, Remembered
 from apigw.adapters.api_key_changes import Changes
 from apigw.adapters.api_key_check import ChecksBusy, SecretChecks
 from apigw.adapters.api_key_database import KeyDatabase, StoredKey
@@ -84,12 +87,7 @@ class Examination:
         self._wrong: Remembered[str, bool] = Remembered(MAX_REFUSED, WRONG_S)  # by digest
         self._no_key: Remembered[str, str] = Remembered(MAX_REFUSED, _NO_KEY_S)  # id: why
         self._proofs: Remembered[str, str] = Remembered(MAX_PROOFS, _PROOF_S)  # digest: hash that it belongs to
-        self._behind: set[Deferred[None]] = set()
-
-    def stop(self) -> None:
-        """Leave what goes on behind requests."""
-        for confirming in list(self._behind):
-            confirming.cancel()
+        self._trusted: dict[bytes, None] = {}  # good keys that the database did not confirm, oldest first
 
     def proven(self, digest: str) -> bool:
         """Whether this key was good before: see Note [Proofs] in api_key_cache.py."""
@@ -101,6 +99,12 @@ class Examination:
             self._no_key = Remembered(MAX_REFUSED, _NO_KEY_S)
         else:
             self._no_key.forget(ids)
+
+    def database_answers(self) -> None:
+        """See Note [A record from before the start]."""
+        for presented in self._trusted:
+            self._good.drop_one(presented)
+        self._trusted.clear()
 
     def known(self, shown: Shown) -> GatewayError | None:
         """A refusal that needs no look any more."""
@@ -164,44 +168,55 @@ class Examination:
         return found if isinstance(found, APIKey) else AuthenticationUnavailable("key_unverifiable")
 
     async def _from_redis(self, shown: Shown) -> APIKey | GatewayError | None:
+        """See Note [A record from before the start]."""
         if self._changes.known(shown.key_id):
             return None
-        began_s, stamp = self._clock.seconds(), self._changes.stamp(shown.key_id)
+        stamp = self._changes.stamp(shown.key_id)
         key = await self._shared.get(shown.digest, shown.key_id)
         if key is None or stamp != self._changes.stamp(shown.key_id):
             return None
         if key.expired(self._wall()):
             return InvalidAPIKey("key_expired", shown.key_id)
-        self.hits["redis"] += 1
-        self._learned(key, shown, began_s)
-        confirming = Deferred.fromCoroutine(self._confirm(key, shown))
-        self._behind.add(confirming)
-        confirming.addBoth(self._confirmed, confirming)
-        return key
-
-    async def _confirm(self, key: APIKey, shown: Shown) -> None:
-        """What the database does not have as Redis does is forgotten, here and there."""
         try:
-            if await self._same(key, shown):
-                return
+            return await self._confirmed(key, shown)
         except StoreDown:
-            await self._keep_for_the_rest(key, shown)
-            return
-        except Unusable:
-            pass
-        self._good.drop_one(shown.presented)
+            return await self._on_trust(key, shown, stamp)
+
+    async def _confirmed(self, key: APIKey, shown: Shown) -> APIKey | None:
+        """The key, if the database has it as Redis does; else it leaves Redis. Raises StoreDown."""
+        for _ in range(_TRIES):
+            if not self._changes.database_up:  # asked by its poller a moment ago
+                raise StoreDown
+            began_s, stamp = self._clock.seconds(), self._changes.stamp(shown.key_id)
+            try:
+                same = await self._same(key, shown)
+            except Unusable:
+                same = False
+            if not same:
+                break
+            if stamp == self._changes.stamp(shown.key_id):
+                self.hits["redis"] += 1
+                self._learned(key, shown, began_s)
+                return key
         await self._shared.drop(shown.digest)
+        return None
 
-    async def _keep_for_the_rest(self, key: APIKey, shown: Shown) -> None:
-        until_s = self._clock.seconds() + await self._shared.left_s(shown.digest)
-        good = self._good.by_presented.get(shown.presented)
-        if good is not None and good.key is key:
-            good.until_s = min(good.until_s, until_s)
-
-    def _confirmed(self, result: Any, confirming: "Deferred[None]") -> None:
-        self._behind.discard(confirming)
-        if isinstance(result, Failure) and not result.check(CancelledError):
-            log.failure("an API key cannot be confirmed: a defect", failure=result)
+    async def _on_trust(self, key: APIKey, shown: Shown, stamp: int) -> APIKey | None:
+        """The key while the database is down: for as long as its record stands, and until the database answers."""
+        now_s = self._clock.seconds()
+        until_s = now_s + await self._shared.left_s(shown.digest)
+        if until_s <= self._clock.seconds() or stamp != self._changes.stamp(shown.key_id):
+            return None
+        self.hits["redis"] += 1
+        self._learned(key, shown, now_s)
+        good = self._good.by_presented[shown.presented]
+        good.until_s = min(good.until_s, until_s)
+        self._trusted[shown.presented] = None
+        if len(self._trusted) > MAX_GOOD:
+            oldest = next(iter(self._trusted))
+            del self._trusted[oldest]
+            self._good.drop_one(oldest)
+        return key
 
     # -- database
 

@@ -60,6 +60,18 @@ class SharedKeys:
         except StoreDown:
             return  # the next gateway that is asked for it checks it itself
 
+    async def drop_id(self, key_id: str) -> None:
+        """No key of this id is good any more as it stands there. Raises StoreDown.
+
+        The set of digests stays: a gateway that puts one there now would have a record that no revocation finds.
+        """
+        if self._store is None:
+            return
+        digests = api_key_digests(key_id)
+        for digest in await self._store.command(digests, "SMEMBERS", digests):
+            record = api_key_record(digest.decode("ascii", "replace"))
+            await self._store.command(record, "DEL", record)
+
     async def drop(self, digest: str) -> None:
         """The key is not good any more."""
         if self._store is not None:

@@ -6,6 +6,7 @@ Redis       what other gateways checked             api_key_shared.py   } in the
 database    the record                              api_key_database.py } api_key_examination.py
 bcrypt      the secret                              api_key_check.py    }
 changes     what was revoked or changed since       api_key_changes.py  drops it from memory
+removal     what the database says was changed      api_key_removal.py  takes it out of Redis
 """
 
 import random
@@ -23,6 +24,7 @@ from apigw.adapters.api_key_changes import Announcements, Changes
 from apigw.adapters.api_key_check import SecretChecks
 from apigw.adapters.api_key_database import KeyDatabase, KeyTable
 from apigw.adapters.api_key_examination import Examination, Shown
+from apigw.adapters.api_key_removal import Removal
 from apigw.adapters.api_key_shared import SharedKeys
 from apigw.core.api_keys import APIKey, InvalidAPIKey, Malformed, digest, split
 from apigw.errors import GatewayError
@@ -63,8 +65,9 @@ class APIKeys(MultiService):
         self.cases = Cases(deadlines, max_in_flight, hold_s)
         self.database = KeyDatabase(reactor, open_table)
         self.checks = SecretChecks(reactor)
-        self.changes = Changes(reactor, announcements, self.database.since, self._changed, draw)
+        self.changes = Changes(reactor, announcements, self._since, self._changed, draw)
         shared = SharedKeys(None if announcements is None else announcements.store, cache_ttl_s)
+        self.removal = Removal(reactor, shared, cache_ttl_s)
         self.examination = Examination(
             reactor, wall, self.good, shared, self.database, self.checks, self.changes, self._learned
         )
@@ -74,12 +77,11 @@ class APIKeys(MultiService):
         self._knows_tier = knows_tier
         self._tiers_told: set[str] = set()
         self._looking: set[Deferred[Any]] = set()
-        for child in (self.database, self.checks, self.changes):
+        for child in (self.database, self.checks, self.removal, self.changes):
             child.setServiceParent(self)
 
     def stopService(self) -> "Deferred[Any]":
         """What is looked into ends with 503."""
-        self.examination.stop()
         for looking in list(self._looking):
             looking.cancel()
         return super().stopService()  # type: ignore[no-any-return]
@@ -162,6 +164,15 @@ class APIKeys(MultiService):
                 self._tiers_told.add(tier)
                 log.warn("the tier {tier} of API key {key_id} is not configured: the route's counts",
                          tier=tier, key_id=key.key_id)  # fmt: skip
+
+    def _since(self, number: int | None) -> "Deferred[tuple[int, list[str] | None]]":
+        return self.database.since(number).addCallback(self._answered)
+
+    def _answered(self, answer: tuple[int, list[str] | None]) -> tuple[int, list[str] | None]:
+        """What Redis has may be out of date where the database says so, and what it was trusted with is looked at."""
+        self.removal.changed(answer[1] or ())
+        self.examination.database_answers()
+        return answer
 
     def _changed(self, ids: list[str] | None) -> None:
         if ids is None:

@@ -111,6 +111,8 @@ class Store:
             self.values[key] = words[2]
         elif name == "DEL":
             self.values.pop(key, None)
+        elif name == "SMEMBERS":
+            return succeed([digest.encode() for digest in sorted(self.sets.get(key, ()))])
         elif name == "SADD":
             self.sets.setdefault(key, set()).add(words[2])
         return succeed(1)

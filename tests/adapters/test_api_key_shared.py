@@ -49,6 +49,32 @@ async def test_a_key_that_was_put_is_found_by_its_digest_until_it_is_dropped(ser
 
 
 @pytest_twisted.ensureDeferred
+async def test_all_records_of_an_id_are_dropped_and_a_revocation_still_finds_what_is_put_meanwhile(
+    server: RedisServer,
+) -> None:
+    """A gateway puts the digest first and then the record, and whoever drops the id may come in between."""
+    keys, names = SharedKeys(Direct(server), 300.0), [digest(shown("k3", secret * 43)) for secret in (b"a", b"b")]
+    for name in names:
+        await keys.put(made("k3", name, partner_id="acme"), name)
+    await keys.drop_id("k4")
+    assert [await keys.get(name, "k3") is None for name in names] == [False, False]
+    await keys.drop_id("k3")
+    assert [await keys.get(name, "k3") is None for name in names] == [True, True]
+    assert sorted(server.command("SMEMBERS", "apikeys:{k3}")) == sorted(name.encode() for name in names)
+
+
+@pytest_twisted.ensureDeferred
+async def test_whoever_drops_an_id_is_told_that_redis_does_not_answer() -> None:
+    """So that it is tried again."""
+    store = Store()
+    store.down = True
+    with pytest.raises(StoreDown):
+        await SharedKeys(store, 300.0).drop_id("k1")
+    await SharedKeys(None, 300.0).drop_id("k1")
+    await SharedKeys(store, 0.0).drop_id("k1")
+
+
+@pytest_twisted.ensureDeferred
 async def test_redis_has_the_contracts_names_and_times_and_no_secret(server: RedisServer) -> None:
     """apikey:{sha256}, TTL 300 s; its digest in the SET that a revocation reads."""
     await SharedKeys(Direct(server), 300.0).put(KEY, NAME)

@@ -156,11 +156,12 @@ def _told(asked: "Deferred[Any]") -> "Deferred[str]":
 @pytest_twisted.ensureDeferred
 async def test_a_guesser_who_takes_all_places_of_an_id_does_not_keep_its_owner_out(house: House) -> None:
     """Another gateway has checked the owner's key, so Redis has it; a guess is not there, and ends as it would."""
-    first, second = await house.gateway(), await house.gateway()
+    first, second = await house.gateway(), await house.gateway(hold_s=1.0)
     presented = house.table.put("k1")
     await ask(first, presented)
-    (_, owner), told = crowd(second, "k1", shown("k1", b"g" * 43), presented)
-    assert owner.called, "at once"
+    (guess, owner), told = crowd(second, "k1", shown("k1", b"g" * 43), presented)
+    await until(lambda: owner.called, reactor)
+    assert not guess.called, "the owner waits for the database alone, and for nobody's time"
     assert await told == ["key_wrong"] * MAX_PER_ID + ["key_unverifiable", "good"]
     assert second.hits()["redis"] == second.turned_away() == 1
 

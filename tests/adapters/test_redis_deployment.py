@@ -89,6 +89,7 @@ async def does_all_it_does(made: RedisDeployment) -> None:
             ("DEL", "apikey:a"),
             ("SADD", "apikeys:{a}", "x"),
             ("EXPIRE", "apikeys:{a}", 9),
+            ("SMEMBERS", "apikeys:{a}"),
             ("ZCOUNT", "revoked:tokens", 0, "+inf"),
             ("ZSCAN", "revoked:users", 0, "COUNT", 9),
             ("SET", "circuit:a", "x", "PX", 900),

@@ -252,8 +252,8 @@ def test_with_redis_a_key_is_checked_once_and_a_revocation_counts_at_once(
     launch: Launch, keys: Keys, redis: RedisServer
 ) -> None:
     """On both gateways; what one of them checked the other finds in Redis, where the key is not."""
+    key, other = keys.new(), keys.new()  # before the gateways, which would be told of new ones
     first, second = pair(launch, keys, redis)
-    key, other = keys.new(), keys.new()
     assert [ask(first, each).status for each in (key, other)] == [200, 200]
     first.until(lambda: len(redis.command("KEYS", "apikey:*")) == 2)
     assert [ask(second, each).status for each in (key, other)] == [200, 200]
