@@ -2,7 +2,8 @@
 
     arrives     the same key is looked into already    joins it
     arrives     too many requests wait                 503 at once, before anything is looked at
-    arrives     too many keys of this id are open      Redis alone is asked; what it does not have is 503 at its time
+    arrives     too many keys of this id are open      Redis alone is asked, but for a key that was good here before;
+                                                       what is not good is 503 at its time
     waits       the key is good                        goes on, at once
     waits       its time comes and the key is refused  the refusal
     waits       its time comes and nobody knows yet    waits as long again, _LOOKS times in all, then 503
@@ -15,7 +16,9 @@ Note [The same time]
 
 Note [The owner of a flooded id]
   Whoever knows an id can keep its places taken. The owner's key, which another gateway has checked, is in Redis then,
-  and one GET for each key finds it, which the database confirms. A case without a place (`crowded`) gets no more.
+  and one GET for each key finds it, which the database confirms. A case without a place gets no more (`crowded`),
+  but for a key that was good before in this worker. Either ends well or like a guess: a key that was good once and
+  is revoked or expired by now must not be told from one that never was, so it has the words and the time of that.
 """
 
 from collections.abc import Callable
@@ -41,18 +44,19 @@ _LOOKS: Final = 5
 class Case:
     """One presented key that is looked into. `verdict` is None until somebody knows.
 
-    crowded: its id has no place left. See Note [The owner of a flooded id].
+    placeless: its id has no place left. crowded: and it was not good before. See Note [The owner of a flooded id].
     """
 
-    __slots__ = ("name", "key_id", "crowded", "verdict", "waiting", "held")
+    __slots__ = ("name", "key_id", "placeless", "crowded", "verdict", "waiting", "held")
 
-    def __init__(self, name: str, key_id: str | None, crowded: bool) -> None:
+    def __init__(self, name: str, key_id: str | None, placeless: bool, preferred: bool) -> None:
         self.name = name
         self.key_id = key_id
-        self.crowded = crowded
+        self.placeless = placeless
+        self.crowded = placeless and not preferred
         self.verdict: APIKey | GatewayError | None = None
         self.waiting: dict[_Waiter, None] = {}
-        self.held = not crowded  # it fills no place, and the same key may find one the next time
+        self.held = not placeless  # it fills no place, and the same key may find one the next time
 
 
 class _Waiter:
@@ -106,9 +110,9 @@ class Cases:
             return case, False
         if not preferred and max(self.waiting, len(self._open)) >= self._most():
             self._turn_away()
-        crowded = not preferred and key_id is not None and len(self._by_id.get(key_id, ())) >= MAX_PER_ID
-        self._open[name] = case = Case(name, key_id, crowded)
-        if not crowded:
+        placeless = key_id is not None and len(self._by_id.get(key_id, ())) >= MAX_PER_ID
+        self._open[name] = case = Case(name, key_id, placeless, preferred)
+        if not placeless:
             if key_id is not None:
                 self._by_id.setdefault(key_id, {})[case] = None
             self._deadlines.add(self._hold_s, partial(self._let_go, case))
@@ -132,8 +136,11 @@ class Cases:
 
     def decided(self, case: Case, verdict: APIKey | GatewayError) -> None:
         """What became of it. A good key's requests go on from here."""
+        if case.placeless and isinstance(verdict, GatewayError):
+            self.turned_away += 1
+            if not isinstance(verdict, AuthenticationUnavailable):
+                verdict = AuthenticationUnavailable("key_unverifiable")
         case.verdict = verdict
-        self.turned_away += case.crowded and isinstance(verdict, GatewayError)
         self._close(case)  # before anybody goes on, who may ask again
         if isinstance(verdict, APIKey):
             for waiter in list(case.waiting):

@@ -37,6 +37,8 @@ from apigw.errors import GatewayError, StoreDown
 from apigw.ports import WallClock
 from apigw.stages.authentication import AuthenticationUnavailable
 
+Proof = tuple[str, float | None]  # the hash that a key belongs to, and the key's end as it was then
+
 WRONG_S: Final = 60.0
 _NO_KEY_S: Final = 10.0  # an id that is no key now may be one soon: it works this much later at the latest
 _PROOF_S: Final = 30 * 86_400.0  # true for ever; memory is not for keys that nobody shows for a month
@@ -46,15 +48,16 @@ log = Logger()
 
 
 class Shown:
-    """A well-formed key as a client showed it. digest: of the whole key, in hex."""
+    """A well-formed key as a client showed it. digest: of the whole key, in hex. placeless: as its case is."""
 
-    __slots__ = ("presented", "key_id", "secret", "digest")
+    __slots__ = ("presented", "key_id", "secret", "digest", "placeless")
 
     def __init__(self, presented: bytes, key_id: str, secret: bytes, digest: str) -> None:
         self.presented = presented
         self.key_id = key_id
         self.secret = secret
         self.digest = digest
+        self.placeless = False
 
 
 class Examination:
@@ -86,12 +89,19 @@ class Examination:
         self._learned = learned
         self._wrong: Remembered[str, bool] = Remembered(MAX_REFUSED, WRONG_S)  # by digest
         self._no_key: Remembered[str, str] = Remembered(MAX_REFUSED, _NO_KEY_S)  # id: why
-        self._proofs: Remembered[str, str] = Remembered(MAX_PROOFS, _PROOF_S)  # digest: hash that it belongs to
+        self._proofs: Remembered[str, Proof] = Remembered(MAX_PROOFS, _PROOF_S)  # by digest
         self._trusted: dict[bytes, None] = {}  # good keys that the database did not confirm, oldest first
 
     def proven(self, digest: str) -> bool:
-        """Whether this key was good before: see Note [Proofs] in api_key_cache.py."""
-        return self._proofs.get(digest, self._clock.seconds()) is not None
+        """Whether this key was good before, and has not ended since: see Note [Proofs] in api_key_cache.py."""
+        proof = self._proofs.get(digest, self._clock.seconds())
+        return proof is not None and (proof[1] is None or proof[1] > self._wall())
+
+    def preferred(self, shown: Shown, good: Good | None) -> bool:
+        """Whether bounds that a flood fills are not for this key; `good` is what memory still has of it."""
+        if self.known(shown) is not None:
+            return False
+        return (good is not None and not good.key.expired(self._wall())) or self.proven(shown.digest)
 
     def changed(self, ids: list[str] | None) -> None:
         """Forget that these ids were no keys, or that any was."""
@@ -112,10 +122,18 @@ class Examination:
         if self._wrong.get(shown.digest, now_s):
             return InvalidAPIKey("key_wrong", shown.key_id)
         why = self._no_key.get(shown.key_id, now_s)
-        return None if why is None else InvalidAPIKey(why, shown.key_id)
+        if why is None:
+            return None
+        self._proofs.forget((shown.digest,))  # a guess of its id may have been what found out
+        return InvalidAPIKey(why, shown.key_id)
 
     async def at_its_turn(self, refusal: GatewayError, shown: Shown) -> GatewayError:
-        """The refusal of a key that needs no check, when a check would be done: Note [Turns without a check]."""
+        """The refusal of a key that needs no check, when a check would be done: Note [Turns without a check].
+
+        Of one without a place at once: a guess without one is refused without a check, too.
+        """
+        if shown.placeless:
+            return refusal
         try:
             await self._checks.turn(shown.key_id)
         except ChecksBusy:
@@ -138,8 +156,10 @@ class Examination:
 
     async def _still_good(self, shown: Shown, good: Good) -> APIKey | GatewayError:
         """A remembered key that nobody vouched for lately, or whose own end has come."""
-        if good.key.expired(self._wall()):
-            return InvalidAPIKey("key_expired", shown.key_id)
+        if good.key.expired(self._wall()):  # refused like one that was never seen, by who refuses that
+            self._good.drop_one(shown.presented)
+            self._proofs.forget((shown.digest,))
+            return await self._from_database(shown)
         began_s, stamp = self._clock.seconds(), self._changes.stamp(shown.key_id)
         try:
             if not self._changes.database_up:  # asked by its poller a moment ago
@@ -165,18 +185,16 @@ class Examination:
     async def found_in_redis(self, shown: Shown) -> APIKey | GatewayError:
         """The key if Redis has it: all that is asked of a key whose id has no place left (api_key_cases.py)."""
         found = None if self.known(shown) else await self._from_redis(shown)
-        return found if isinstance(found, APIKey) else AuthenticationUnavailable("key_unverifiable")
+        return found or AuthenticationUnavailable("key_unverifiable")
 
-    async def _from_redis(self, shown: Shown) -> APIKey | GatewayError | None:
+    async def _from_redis(self, shown: Shown) -> APIKey | None:
         """See Note [A record from before the start]."""
         if self._changes.known(shown.key_id):
             return None
         stamp = self._changes.stamp(shown.key_id)
         key = await self._shared.get(shown.digest, shown.key_id)
-        if key is None or stamp != self._changes.stamp(shown.key_id):
+        if key is None or key.expired(self._wall()) or stamp != self._changes.stamp(shown.key_id):
             return None
-        if key.expired(self._wall()):
-            return InvalidAPIKey("key_expired", shown.key_id)
         try:
             return await self._confirmed(key, shown)
         except StoreDown:
@@ -226,11 +244,12 @@ class Examination:
         refusal = self._refusal(stored, shown)
         if refusal is not None or stored is None:
             return await self.at_its_turn(refusal or InvalidAPIKey("key_unknown", shown.key_id), shown)
-        if self._proofs.get(shown.digest, self._clock.seconds()) != stored.secret_hash:
+        proof = self._proofs.get(shown.digest, self._clock.seconds())
+        if proof is None or proof[0] != stored.secret_hash:
             if not await self._checks.check(shown.key_id, shown.secret, stored.secret_hash.encode("utf-8")):
                 self._wrong.put(shown.digest, True, self._clock.seconds())
                 return InvalidAPIKey("key_wrong", shown.key_id)
-        self._proofs.put(shown.digest, stored.secret_hash, self._clock.seconds())
+        self._proofs.put(shown.digest, (stored.secret_hash, stored.expires_s), self._clock.seconds())
         try:
             return await self._let_in(shown, stored)
         except StoreDown:

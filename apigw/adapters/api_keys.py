@@ -100,7 +100,10 @@ class APIKeys(MultiService):
 
     def knows(self, presented: bytes) -> bool:
         """See ports.APIKeySource."""
-        return presented in self.good.by_presented or self.examination.proven(digest(presented))
+        good = self.good.by_presented.get(presented)
+        if good is not None and not good.key.expired(self._wall()):
+            return True
+        return self.examination.proven(digest(presented))
 
     def hits(self) -> dict[str, int]:
         """Good keys by the layer that knew them: memory, redis, database."""
@@ -122,10 +125,10 @@ class APIKeys(MultiService):
             if new:
                 self.cases.decided(case, InvalidAPIKey("key_malformed"))
             return self.cases.wait(case)
-        preferred = good is not None or self.examination.proven(name)
-        case, new = self.cases.opened(name, shown.key_id, preferred)
+        case, new = self.cases.opened(name, shown.key_id, self.examination.preferred(shown, good))
         waiting = self.cases.wait(case)
         if new:
+            shown.placeless = case.placeless
             self._look(case, shown, good)
         return waiting
 

@@ -117,6 +117,32 @@ def test_one_id_fills_its_places_whether_or_not_it_exists() -> None:
     assert not desk.ask("a9")[0].crowded
 
 
+def test_a_key_without_a_place_that_was_good_before_is_refused_like_a_guess_and_fills_none() -> None:
+    """In the same words at the same time; and after both there is as much room as before."""
+    desk = Cashier()
+    for number in range(MAX_PER_ID):
+        desk.cases.decided(desk.ask(f"a{number}")[0], WRONG)
+    desk.advance(0.5)
+    guess, _, _ = desk.ask("guess")
+    revoked, new, _ = desk.ask("revoked", preferred=True)
+    assert new and guess.crowded and not revoked.crowded
+    desk.cases.decided(guess, UNVERIFIABLE)
+    desk.cases.decided(revoked, InvalidAPIKey("key_revoked", "k"))
+    assert desk.cases.turned_away == 2
+    desk.advance(0.55)
+    assert not any(desk.ask(f"b{number}")[0].crowded for number in range(MAX_PER_ID))
+    desk.advance(0.5)
+    assert [(when, type(told)) for when, told in desk.told[MAX_PER_ID:]] == [(1.5, AuthenticationUnavailable)] * 2
+
+
+def test_a_key_without_a_place_that_is_good_goes_on_at_once() -> None:
+    desk = Cashier()
+    for number in range(MAX_PER_ID + 1):
+        case, _, _ = desk.ask(f"a{number}", preferred=number == MAX_PER_ID)
+    desk.cases.decided(case, KEY)
+    assert desk.told == [(0.0, KEY)] and desk.cases.turned_away == 0
+
+
 def test_a_crowded_key_goes_on_if_it_is_found_and_holds_nobody_up_if_not() -> None:
     """Looked into once while nobody knows, and anew after that: a place may be free by then."""
     desk = Cashier()

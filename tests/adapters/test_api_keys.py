@@ -182,6 +182,86 @@ async def test_whose_id_has_no_place_left_is_let_in_by_nothing_but_a_good_key_in
     assert await told == ["key_expired"] * MAX_PER_ID + ["key_unverifiable"] * 2
 
 
+@pytest.mark.parametrize("end", ["remembered", "forgotten", "revoked", "revoked and not told"])
+@pytest_twisted.ensureDeferred
+async def test_a_key_that_was_good_here_and_is_no_more_is_refused_as_a_guess_is(house: House, end: str) -> None:
+    """Behind guesses of its id, whether or not these have found out; an owner whose key is good gets in."""
+    keys = await house.gateway()
+    presented = house.table.put("k1", expires_s=NOW_S + 60)
+    await ask(keys, presented)
+    if end == "forgotten":
+        keys.good.clear()
+    if end.startswith("revoked"):
+        house.table.put("k1", revoked_s=NOW_S)
+    if end == "revoked":
+        house.store.revoke("k1")
+    elif end == "revoked and not told":
+        keys.good.clear()
+    else:
+        house.now_s += 60
+    for number in range(2):  # at the same moment, and when the guesses of before are known
+        _, told = crowd(keys, "k1", shown("k1", b"g%042d" % number), presented)
+        reasons = await told
+        assert reasons[MAX_PER_ID:] == ["key_unverifiable"] * 2, reasons
+        await until(lambda: not len(keys.cases), reactor)
+    assert not keys.knows(presented)
+
+
+@pytest.mark.parametrize("remembered", [True, False])
+@pytest_twisted.ensureDeferred
+async def test_who_has_a_good_key_that_was_seen_here_gets_in_past_guesses_of_its_id(
+    house: House, remembered: bool
+) -> None:
+    """And no guess makes it forgotten."""
+    keys = await house.gateway(store=None)
+    presented = house.table.put("k1", expires_s=NOW_S + 60)
+    await ask(keys, presented)
+    for _ in range(2):
+        if not remembered:
+            keys.good.clear()
+        _, told = crowd(keys, "k1", shown("k1", b"g" * 43), presented)
+        assert (await told)[-1] == "good"
+        await until(lambda: not len(keys.cases), reactor)
+    assert keys.knows(presented)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_remembered_key_that_has_ended_waits_for_its_turn_among_the_checks(house: House) -> None:
+    """As one does that this worker never saw: neither is told before the check that is ahead is done."""
+    keys = await house.gateway()
+    slow = bcrypt.hashpw(SECRET, bcrypt.gensalt(10)).decode()
+    house.table.put("other", secret_hash=slow)
+    ended = house.table.put("k1", expires_s=NOW_S + 60), house.table.put("k2", expires_s=NOW_S)
+    await ask(keys, ended[0])
+    house.now_s += 60
+    ahead = [maybeDeferred(ask, keys, shown("other", b"%043d" % number)) for number in range(MAX_PER_ID)]
+    await until(lambda: keys.checks.busy == keys.checks.size, reactor)
+    taken: list[str] = []
+    turn = keys.checks.turn
+
+    def taking(key_id: str) -> Any:
+        taken.append(key_id)
+        return turn(key_id)
+
+    keys.checks.turn = taking  # type: ignore[method-assign]
+    assert [await one for one in [maybeDeferred(ask, keys, each) for each in ended]] == ["key_expired"] * 2
+    assert sorted(taken) == ["k1", "k2"]
+    assert [await one for one in ahead] == ["key_wrong"] * MAX_PER_ID
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_remembered_key_that_has_ended_is_503_while_the_database_is_down_like_any_other(house: House) -> None:
+    keys = await house.gateway()
+    presented = house.table.put("k1", expires_s=NOW_S + 60)
+    await ask(keys, presented)
+    house.now_s += 60
+    house.table.down = True
+    assert await ask(keys, presented) == await ask(keys, shown("k1", b"g" * 43)) == "key_unverifiable"
+    house.table.down = False
+    house.table.put("k1", expires_s=NOW_S + 120)
+    assert isinstance(await ask(keys, presented), APIKey), "its end was put off"
+
+
 @pytest_twisted.ensureDeferred
 async def test_a_tier_that_is_not_configured_is_told_once(house: House) -> None:
     keys = await house.gateway()

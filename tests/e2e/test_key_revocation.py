@@ -1,16 +1,20 @@
-"""API keys that were revoked while Redis could not be told, on real daemons: those that run, start and reload."""
+"""API keys that were good once, on real daemons: those revoked while Redis could not be told, on gateways that run,
+start and reload; and whether one that has ended can be told from one that never was.
+"""
 
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from apigw.adapters.api_key_cases import MAX_PER_ID
 from apigw.adapters.key_store import NewKey
 from apigw.core.api_keys import digest
 from apigw.names import api_key_record
 from tests.e2e.conftest import Launch
 from tests.e2e.gateway import Gateway
-from tests.e2e.test_api_keys import Keys, ask, keys, pair, refused_after
+from tests.e2e.test_api_keys import Keys, ask, keys, pair, refused_after, with_keys
 from tests.e2e.test_apigwctl import ctl
 from tests.servers import RedisServer, redis_server
 
@@ -116,3 +120,38 @@ def test_while_the_database_is_gone_keys_of_redis_go_on_and_are_confirmed_when_i
     began_s = time.monotonic()
     second.until(lambda: ask(second, key).status == 401, 6.0)
     assert time.monotonic() - began_s < 6.0 and ask(second, other).status == 200
+
+
+def behind_guesses(gateway: Gateway, presented: str) -> list[tuple[int, int]]:
+    """Status and second of the answers to guesses that take all places of its id, and to this key right after them."""
+    pool = ThreadPoolExecutor(MAX_PER_ID + 1)
+
+    def answered(key: str) -> tuple[int, int]:
+        began_s = time.monotonic()
+        return ask(gateway, key).status, int(time.monotonic() - began_s)
+
+    with pool:
+        guesses = [f"{presented[:-6]}{time.time_ns() % 100_000:05d}{number}" for number in range(MAX_PER_ID)]
+        answers = []
+        for key in (*guesses, presented):
+            answers.append(pool.submit(answered, key))
+            time.sleep(0.03)
+        return [answer.result() for answer in answers]
+
+
+def test_behind_guesses_of_its_id_a_key_that_has_ended_is_answered_like_one_that_never_was(
+    launch: Launch, keys: Keys
+) -> None:
+    """Expired or revoked, and good here until then; the first time, and when it was refused before."""
+    gateway = launch(with_keys(keys.url))
+    good, expired, revoked = keys.new(), keys.new(expires_s=time.time() + 4.0), keys.new()
+    assert [ask(gateway, key).status for key in (good, expired, revoked)] == [200] * 3
+    keys.store.revoke(revoked.record.key_id)
+    time.sleep(5.0)  # the wall clock is what ends a key, and the gateway hears of revocations by then
+    never = f"pk_live_{'u' * 16}_{'b' * 43}"
+    for _ in range(2):
+        like_a_guess = behind_guesses(gateway, never)
+        assert like_a_guess == [(401, 1)] * MAX_PER_ID + [(503, 1)]
+        assert behind_guesses(gateway, expired.presented) == like_a_guess
+        assert behind_guesses(gateway, revoked.presented) == like_a_guess
+    assert behind_guesses(gateway, good.presented)[-1] == (200, 0)
