@@ -40,8 +40,6 @@ class ReplySink(Protocol):
 class UpstreamConnection:
     """A Twisted protocol by duck type. `reused` tells a stale idle connection from a fresh failure."""
 
-    hears_last_words = True  # net/transport.py: an answer to an upload that the backend does not read to its end
-
     __slots__ = (
         "pool",
         "member",
@@ -60,6 +58,7 @@ class UpstreamConnection:
         "_answered",
         "_reusable",
         "_request_sent",
+        "_written",
         "_discarded",
         "_detached",
         "_paused",
@@ -84,6 +83,7 @@ class UpstreamConnection:
         self._answered = False
         self._reusable = True
         self._request_sent = False
+        self._written = 0  # bytes of the request
         self._discarded = 0
         self._detached = False
         self._paused = False
@@ -102,13 +102,22 @@ class UpstreamConnection:
         self._answered = False
         self._discarded = 0
         self._request_sent = whole
+        self._written = len(data)
         self.transport.write(data)
 
     def more(self, data: bytes, last: bool) -> None:
         """Further bytes of the request's body, in their framing."""
         self._request_sent = last
         if data and not self.dead:
+            self._written += len(data)
             self.transport.write(data)
+
+    @property
+    def hears_last_words(self) -> bool:
+        """Sending failed (net/transport.py): whether what came before may be the answer to this request, of which the
+        backend got a part, such as an upload that it does not read to its end; else it is nobody's (contract 13.5).
+        """
+        return bool(self._written > self.transport.buffered_bytes())
 
     @property
     def answered(self) -> bool:

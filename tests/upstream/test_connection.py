@@ -274,6 +274,20 @@ def test_an_answer_before_the_request_was_whole_ends_the_connection() -> None:
     assert talk.transport.dead
 
 
+def test_what_came_before_a_send_that_failed_may_be_an_answer_to_what_was_sent_and_to_nothing_else() -> None:
+    """A 408 for an idle connection is none to the request whose first byte its backend never got."""
+    talk = Talk()
+    connection = talk.ask(whole=False).connection
+    assert connection is not None
+    for waiting, heard in ((len(b"request"), False), (len(b"request") - 1, True), (0, True)):
+        talk.transport.buffered_bytes = lambda count=waiting: count  # type: ignore[method-assign,misc]
+        assert connection.hears_last_words is heard
+    connection.more(b"body", False)
+    for waiting, heard in ((len(b"requestbody"), False), (len(b"body"), True)):
+        talk.transport.buffered_bytes = lambda count=waiting: count  # type: ignore[method-assign,misc]
+        assert connection.hears_last_words is heard
+
+
 def test_an_answer_while_the_request_still_waits_to_be_sent_ends_the_connection() -> None:
     talk = Talk()
     sink = talk.ask()
