@@ -174,6 +174,8 @@ class Proxying:
     # -- the answer
 
     def reply_head(self, head: Head) -> None:
+        if head.status >= 500:
+            self._spare_if_held_up()  # an application may call that a 500
         route = self._exchange.route
         fields = head.fields
         own = CORS_REPLY if route is not None and route.cors_origins else _NOTHING
@@ -216,11 +218,15 @@ class Proxying:
             self._proxy.on_replay(self._backend, reason)
             self._pool.acquire_fresh(connection.member, self)
             return
+        self._spare_if_held_up()
+        self._end()
+        self._request.fail(bad_gateway(self._backend, reason, self._told(detail)))
+
+    def _spare_if_held_up(self) -> None:
+        """The backend fails this request: not for its own sake, where it had to wait for the client."""
         ex = self._exchange
         if ex.gate is not None and self._client_held_up():
             ex.gate.spared(ex)
-        self._end()
-        self._request.fail(bad_gateway(self._backend, reason, self._told(detail)))
 
     def _client_held_up(self) -> bool:
         """Whether the backend had to wait for the client for so long that its end says nothing of the backend."""

@@ -76,6 +76,27 @@ def circuit(gateway: Gateway) -> dict[str, Any]:
     return found
 
 
+def test_a_500_for_uploads_that_stand_still_closes_nothing_to_the_others(launch: Launch, patient: Patient) -> None:
+    """An application whose read of the body fails may say so."""
+
+    async def failing(seen: Seen, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(1.5):
+                await reader.readexactly(int(seen.get("Content-Length") or 0))
+        writer.write(b"HTTP/1.1 500 Oh\r\nContent-Length: 4\r\nConnection: close\r\n\r\noops")
+        await writer.drain()
+        writer.close()
+
+    gateway = sick(launch, patient)
+    patient.origin.on("/sick/failing", failing)
+    with ExitStack() as stack:
+        slow = [stack.enter_context(gateway.client(timeout_s=20)) for _ in range(12)]
+        for client in slow:
+            client.send(head("POST", "/sick/failing", [("Content-Length", "200000")], None) + b"x" * 100_000)
+        assert [client.response("POST").status for client in slow] == [500] * len(slow)
+    assert circuit(gateway)["state"] == "closed" and ask(gateway, 1) == [200]
+
+
 @pytest.mark.parametrize("method", ["GET", "POST"])
 def test_a_backend_that_has_had_enough_of_slow_clients_is_not_closed_to_the_others(
     launch: Launch, patient: Patient, method: str
